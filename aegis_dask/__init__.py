@@ -1,0 +1,81 @@
+"""Transformer inference on CKKS-encrypted activations, spread over a Dask cluster."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from aegis_dask.errors import AegisError
+
+if TYPE_CHECKING:
+    from aegis_dask.ckks.encoder import Encoder
+    from aegis_dask.ckks.encryptor import Decryptor, Encryptor
+    from aegis_dask.ckks.evaluator import Evaluator
+    from aegis_dask.ckks.keys import (
+        EvaluationKey,
+        EvaluationKeys,
+        KeyGenerator,
+        PublicKey,
+        SecretKey,
+    )
+    from aegis_dask.ckks.linear import LinearTransform
+    from aegis_dask.ckks.objects import Ciphertext, Plaintext
+    from aegis_dask.ckks.parameters import PRESETS, Parameters, ParametersLiteral
+    from aegis_dask.ckks.polynomial import chebyshev_coefficients
+    from aegis_dask.ckks.precision import PrecisionStats, precision_stats
+    from aegis_dask.ckks.scale import Scale
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Resolved on first use, so that `import aegis_dask` stays
+# light: Numba alone takes a good part of a second.
+_LAZY: dict[str, str] = {
+    name: f"aegis_dask.ckks.{module}"
+    for module, names in {
+        "encoder": ("Encoder",),
+        "encryptor": ("Decryptor", "Encryptor"),
+        "evaluator": ("Evaluator",),
+        "keys": ("EvaluationKey", "EvaluationKeys", "KeyGenerator", "PublicKey", "SecretKey"),
+        "linear": ("LinearTransform",),
+        "objects": ("Ciphertext", "Plaintext"),
+        "parameters": ("PRESETS", "Parameters", "ParametersLiteral"),
+        "polynomial": ("chebyshev_coefficients",),
+        "precision": ("PrecisionStats", "precision_stats"),
+        "scale": ("Scale",),
+    }.items()
+    for name in names
+}
+
+__all__ = [
+    "PRESETS",
+    "AegisError",
+    "Ciphertext",
+    "Decryptor",
+    "Encoder",
+    "Encryptor",
+    "EvaluationKey",
+    "EvaluationKeys",
+    "Evaluator",
+    "KeyGenerator",
+    "LinearTransform",
+    "Parameters",
+    "ParametersLiteral",
+    "Plaintext",
+    "PrecisionStats",
+    "PublicKey",
+    "Scale",
+    "SecretKey",
+    "__version__",
+    "chebyshev_coefficients",
+    "precision_stats",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

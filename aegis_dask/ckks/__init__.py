@@ -1,0 +1,1 @@
+"""The CKKS scheme: parameters, keys, encryption, evaluation."""

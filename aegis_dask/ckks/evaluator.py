@@ -1,0 +1,414 @@
+"""Homomorphic operations: everything here runs without a secret key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from aegis_dask.ckks.encoder import Encoder, imaginary_unit
+from aegis_dask.ckks.galois import (
+    conjugation_element,
+    rotation_element,
+)
+from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys
+from aegis_dask.ckks.levels import LevelPlanner
+from aegis_dask.ckks.objects import Ciphertext, Plaintext
+from aegis_dask.ckks.parameters import Parameters, check_same
+from aegis_dask.ckks.scale import Scale
+from aegis_dask.errors import LevelError, ScaleError
+
+if TYPE_CHECKING:
+    from aegis_dask.ckks.linear import LinearTransform
+
+Operand = Ciphertext | Plaintext | complex | ArrayLike
+
+
+class Evaluator:
+    """Evaluates on ciphertexts.
+
+    Levels and scales are aligned automatically. A product is relinearised and rescaled unless told
+    otherwise, so a ciphertext normally has the canonical scale of its level.
+
+    Parameters
+    ----------
+    params
+        The parameters.
+    keys
+        Evaluation keys; operations that need none work without.
+    """
+
+    def __init__(self, params: Parameters, keys: EvaluationKeys | None = None) -> None:
+        self.params = params
+        self.keys = keys or EvaluationKeys(params)
+        self.encoder = Encoder(params)
+        self.levels = LevelPlanner(params)
+        check_same(self, self.keys, names=("the evaluator", "the evaluation keys"))
+
+    # -- addition ---------------------------------------------------------------------------
+
+    def add(self, x: Ciphertext, y: Operand) -> Ciphertext:
+        """Return x + y; y is a ciphertext, a plaintext, a number or a vector."""
+        return self._add(x, y, self.params.ring.add, 1)
+
+    def sub(self, x: Ciphertext, y: Operand) -> Ciphertext:
+        """Return x - y."""
+        return self._add(x, y, self.params.ring.sub, -1)
+
+    def _add(self, x: Ciphertext, y: Operand, op: Any, sign: int) -> Ciphertext:
+        ring = self.params.ring
+        if isinstance(y, Ciphertext):
+            self._check(x, y)
+            x, y = self._align(x, y)
+            x, y = self._same_components(x, y)
+            limbs = self.params.limbs(x.level)
+            return x.with_data(op(x.data, y.data, limbs))
+        if not isinstance(y, Plaintext):
+            if np.ndim(y) == 0:
+                constant = self.encoder.constant(sign * complex(y), x.level, x.scale)  # type: ignore[arg-type]
+                return self._on_first(x, lambda c0, l: ring.add_runs(c0, constant, l))
+            y = self.encoder.encode(y, level=x.level, scale=x.scale)  # type: ignore[arg-type]
+        check_same(x, y, names=("the ciphertext", "the plaintext"))
+        if y.level != x.level or y.scale != x.scale:
+            raise ScaleError(
+                f"{x!r} and {y!r} cannot be added; encode the plaintext with "
+                "level=ct.level, scale=ct.scale"
+            )
+        limbs = self.params.limbs(x.level)
+        if y.is_periodic:
+            data = y.data if sign > 0 else _negate_runs(y.data, self.params, limbs)
+            return self._on_first(x, lambda c0, l: ring.add_runs(c0, data, l))
+        return self._on_first(x, lambda c0, l: op(c0, y.data, l))
+
+    def _on_first(self, x: Ciphertext, change: Any) -> Ciphertext:
+        """Apply a change to component 0 only."""
+        data = self.params.ring.empty(x.data.shape)
+        data[:, 1:] = x.data[:, 1:]
+        first = np.ascontiguousarray(x.data[:, 0])
+        data[:, 0] = change(first, self.params.limbs(x.level))
+        return x.with_data(data)
+
+    def negate(self, x: Ciphertext) -> Ciphertext:
+        """Return -x."""
+        self._check(x)
+        return x.with_data(self.params.ring.negate(x.data, self.params.limbs(x.level)))
+
+    def sum(self, terms: Sequence[Ciphertext]) -> Ciphertext:
+        """Return the sum of one or more ciphertexts."""
+        if not terms:
+            raise ValueError("a sum needs at least one ciphertext")
+        total = terms[0]
+        for term in terms[1:]:
+            total = self.add(total, term)
+        return total
+
+    # -- multiplication ---------------------------------------------------------------------
+
+    def multiply(
+        self, x: Ciphertext, y: Operand, relinearise: bool = True, rescale: bool = True
+    ) -> Ciphertext:
+        """Return x y, by slots.
+
+        Parameters
+        ----------
+        x
+            A ciphertext of 2 components.
+        y
+            A ciphertext, a plaintext, a number or a vector. Numbers and vectors are encoded at the
+            level and canonical scale of x.
+        relinearise
+            Bring a product of ciphertexts back to 2 components. Without it, products can be added
+            first and relinearised once.
+        rescale
+            Divide by the level's primes and go down one level. Without it the scale is the product
+            of the scales, and products can be added first.
+
+        Raises
+        ------
+        LevelError
+            If a rescale is asked for at level 0.
+        MissingKeyError
+            If the relinearisation key is missing.
+        """
+        if not isinstance(y, Ciphertext):
+            return self._multiply_plain(x, y, rescale)
+        self._check(x, y)
+        x, y = self._align_levels(x, y)
+        if rescale:
+            self._require_level(x)
+        if x.components != 2 or y.components != 2:
+            raise ScaleError("products take ciphertexts of 2 components; relinearise them first")
+        limbs = self.params.limbs(x.level)
+        if x.batch < y.batch:
+            x, y = y, x
+        product = x.with_data(
+            self.params.ring.tensor(x.data, y.data, limbs), scale=x.scale * y.scale
+        )
+        if relinearise:
+            return self.relinearise(product, rescale=rescale)
+        return self.rescale(product) if rescale else product
+
+    def square(self, x: Ciphertext) -> Ciphertext:
+        """Return x x."""
+        return self.multiply(x, x)
+
+    def _multiply_plain(self, x: Ciphertext, y: Any, rescale: bool) -> Ciphertext:
+        self._check(x)
+        if rescale:
+            self._require_level(x)
+        params, ring = self.params, self.params.ring
+        limbs = params.limbs(x.level)
+        if not isinstance(y, Plaintext):
+            scale = params.scales[x.level]
+            if np.ndim(y) == 0:
+                constant = self.encoder.constant(complex(y), x.level, scale)
+                out = x.with_data(
+                    ring.multiply_runs(x.data, constant, limbs), scale=x.scale * scale
+                )
+                return self.rescale(out) if rescale else out
+            y = self.encoder.encode(y, level=x.level, scale=scale)
+        check_same(x, y, names=("the ciphertext", "the plaintext"))
+        if y.level != x.level:
+            if y.level > x.level:
+                raise LevelError(f"{y!r} cannot multiply {x!r}; encode it with level={x.level}")
+            x = self.to_level(x, y.level)
+            limbs = params.limbs(x.level)
+        if y.is_periodic:
+            data = ring.multiply_runs(x.data, y.data, limbs)
+        else:
+            data = ring.multiply(x.data, y.data, limbs)
+        out = x.with_data(data, scale=x.scale * y.scale)
+        return self.rescale(out) if rescale else out
+
+    def multiply_by_i(self, x: Ciphertext, power: int = 1) -> Ciphertext:
+        """Return ``i**power`` x: exact and free of levels (a multiplication by a monomial)."""
+        self._check(x)
+        power %= 4
+        if power == 0:
+            return x
+        if power == 2:
+            return self.negate(x)
+        primes, limbs = self.params.chain.primes, self.params.limbs(x.level)
+        rows = []
+        for j in limbs:
+            root = imaginary_unit(self.params.ring_degree, primes[j])
+            pair = [root, primes[j] - root]
+            rows.append(pair if power == 1 else pair[::-1])
+        data = self.params.ring.multiply_runs(x.data, np.array(rows, np.uint32), limbs)
+        return x.with_data(data)
+
+    # -- levels and scales ------------------------------------------------------------------
+
+    def rescale(self, x: Ciphertext) -> Ciphertext:
+        """Divide by the primes of the level and go down one level.
+
+        Raises
+        ------
+        LevelError
+            At level 0.
+        ScaleError
+            If the result would have a scale below 2^10: x has not been multiplied since the last
+            rescale.
+        """
+        self._check(x)
+        self._require_level(x)
+        plan, scale = self.levels.rescale(x.level, x.scale)
+        return x.with_data(self.params.ring.mod_down(x.data, plan), x.level - 1, scale)
+
+    def to_level(self, x: Ciphertext, level: int, scale: Scale | None = None) -> Ciphertext:
+        """Return x at a lower level with the canonical scale there (or with `scale`).
+
+        This multiplies by an integer constant and divides by primes in one step; the constant has
+        at least 20 bits, so the relative change of the message is below 2^-21, and normally near
+        2^-scale_bits.
+
+        Raises
+        ------
+        LevelError
+            If `level` is above that of x, or equal to it with another scale.
+        """
+        self._check(x)
+        target = self.params.scales[level] if scale is None else scale
+        if level == x.level and x.scale == target:
+            return x
+        if not 0 <= level < x.level:
+            raise LevelError(f"{x!r} cannot be brought to level {level} with scale {target!r}")
+        window, plan = self.levels.adjust(x.level, x.scale, level, target)
+        own = self.params.window(x.level)
+        kept = x.data[:, :, window.start - own.start : window.stop - own.start]
+        data = self.params.ring.mod_down(np.ascontiguousarray(kept), plan)
+        return x.with_data(data, level, target)
+
+    def _align_levels(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
+        if x.level > y.level:
+            x = self.to_level(x, y.level)
+        elif y.level > x.level:
+            y = self.to_level(y, x.level)
+        return x, y
+
+    def _align(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
+        """Bring two operands of a sum to one level and one scale."""
+        if x.level > y.level:
+            return self.to_level(x, y.level, y.scale), y
+        if y.level > x.level:
+            return x, self.to_level(y, x.level, x.scale)
+        if x.scale == y.scale:
+            return x, y
+        small, large = (x, y) if x.scale.log2 < y.scale.log2 else (y, x)
+        ratio = large.scale / small.scale
+        if ratio.log2 < 20:
+            raise ScaleError(
+                f"{x!r} and {y!r} have scales that no integer constant aligns; rescale products "
+                "before adding them, or bring one operand to a lower level with to_level"
+            )
+        factor = round(ratio.to_fraction())
+        limbs, primes = self.params.limbs(x.level), self.params.chain.primes
+        constant = np.array([[factor % primes[j]] for j in limbs], np.uint32)
+        data = self.params.ring.multiply_runs(small.data, constant, limbs)
+        raised = small.with_data(data, scale=large.scale)
+        return (raised, large) if small is x else (large, raised)
+
+    def _same_components(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
+        if x.components == y.components:
+            return (x, y) if x.batch >= y.batch else (y, x)
+        few, many = (x, y) if x.components < y.components else (y, x)
+        data = self.params.ring.zeros((few.batch, *many.data.shape[1:]))
+        data[:, : few.components] = few.data
+        padded = few.with_data(data)
+        return (padded, many) if few is x else (many, padded)
+
+    def _require_level(self, x: Ciphertext) -> None:
+        if x.level == 0:
+            raise LevelError(
+                f"{x!r} has no level left for a product; choose parameters with more levels than "
+                f"the {self.params.max_level} of {self.params.name}, or refresh the ciphertext"
+            )
+
+    # -- key switching ----------------------------------------------------------------------
+
+    def relinearise(self, x: Ciphertext, rescale: bool = False) -> Ciphertext:
+        """Return a ciphertext of 2 components; optionally rescale in the same division."""
+        self._check(x)
+        if x.components == 2:
+            return self.rescale(x) if rescale else x
+        key = self.keys.for_multiplication()
+        last = np.ascontiguousarray(x.data[:, 2])
+        inner = self._inner_product(last, x.level, key)
+        level, scale = x.level, x.scale
+        if rescale:
+            self._require_level(x)
+            _, scale = self.levels.rescale(x.level, x.scale)
+            level -= 1
+        plan = self.levels.mod_down(x.level, level)
+        data = self.params.ring.mod_down(inner, plan, addend=np.ascontiguousarray(x.data[:, :2]))
+        return x.with_data(data, level, scale)
+
+    def _inner_product(self, c: Any, level: int, key: EvaluationKey) -> Any:
+        plan = self.levels.digit_raise(level)
+        digits = self.params.ring.raise_digits(c, plan)
+        return self.params.ring.inner_product(c, digits, plan, key.b, key.a, transform=True)
+
+    def rotate(self, x: Ciphertext, steps: int) -> Ciphertext:
+        """Rotate the slots to the left: slot j takes the value of slot j + steps.
+
+        Without a key for `steps` the rotation is composed of those there are.
+
+        Raises
+        ------
+        MissingKeyError
+            If the keys cannot reach this rotation.
+        """
+        self._check(x)
+        for step in self.keys.path(steps):
+            x = self._apply(x, [rotation_element(step, self.params.ring_degree)])[0]
+        return x
+
+    def rotate_many(self, x: Ciphertext, steps: Iterable[int]) -> dict[int, Ciphertext]:
+        """Return several rotations of one ciphertext, sharing its decomposition (hoisting).
+
+        Rotations without a key of their own are composed, one by one.
+        """
+        self._check(x)
+        wanted, n = list(steps), self.params.ring_degree
+        direct = [k for k in wanted if k % self.params.slots in self.keys.steps]
+        results = self._apply(x, [rotation_element(k, n) for k in direct])
+        out = dict(zip(direct, results, strict=True))
+        return {k: out[k] if k in out else self.rotate(x, k) for k in wanted}
+
+    def conjugate(self, x: Ciphertext) -> Ciphertext:
+        """Return the complex conjugate of every slot."""
+        self._check(x)
+        return self._apply(x, [conjugation_element(self.params.ring_degree)])[0]
+
+    def _apply(self, x: Ciphertext, elements: Sequence[int]) -> list[Ciphertext]:
+        """Apply automorphisms, with one decomposition for all of them."""
+        if not elements:
+            return []
+        if x.components != 2:
+            raise ScaleError("rotations take ciphertexts of 2 components; relinearise first")
+        keys = [self.keys.for_element(g) for g in elements]
+        ring, plan = self.params.ring, self.levels.digit_raise(x.level)
+        down = self.levels.mod_down(x.level, x.level)
+        c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
+        digits = ring.raise_digits(c1, plan)
+        out = []
+        for i, (g, key) in enumerate(zip(elements, keys, strict=True)):
+            inner = ring.inner_product(c1, digits, plan, key.b, key.a, transform=i == 0)
+            data = ring.mod_down(inner, down, addend=c0[:, None], galois_element=g)
+            out.append(x.with_data(data))
+        return out
+
+    def inner_sum(self, x: Ciphertext, count: int, stride: int = 1) -> Ciphertext:
+        """Return the sum of the rotations by ``0, stride, .., (count - 1) stride``.
+
+        About 2 log2(count) rotations, log2(count) for a power of two (`inner_sum_steps`).
+        """
+        if count < 1:
+            raise ValueError(f"an inner sum has at least one term, count is {count}")
+        total: Ciphertext | None = None
+        offset, span = 0, 1
+        while span <= count:
+            if count & span:
+                term = self.rotate(x, offset * stride)
+                total = term if total is None else self.add(total, term)
+                offset += span
+            if 2 * span <= count:
+                x = self.add(x, self.rotate(x, span * stride))
+            span *= 2
+        assert total is not None
+        return total
+
+    # -- circuits ---------------------------------------------------------------------------
+
+    def linear_transform(self, x: Ciphertext, transform: LinearTransform) -> Ciphertext:
+        """Multiply the slot vector by a matrix (see `LinearTransform`); one level."""
+        from aegis_dask.ckks.linear import apply_linear_transform
+
+        return apply_linear_transform(self, x, transform)
+
+    def chebyshev(
+        self,
+        x: Ciphertext,
+        coefficients: ArrayLike,
+        interval: tuple[float, float] = (-1.0, 1.0),
+    ) -> Ciphertext:
+        """Evaluate ``sum_k c_k T_k`` on `interval` (see `polynomial.evaluate_chebyshev`)."""
+        from aegis_dask.ckks.polynomial import evaluate_chebyshev
+
+        return evaluate_chebyshev(self, x, coefficients, interval)
+
+    # -- checks -----------------------------------------------------------------------------
+
+    def _check(self, *operands: Ciphertext) -> None:
+        for x in operands:
+            check_same(self, x, names=("the evaluator", "a ciphertext"))
+        batches = {x.batch for x in operands} - {1}
+        if len(batches) > 1:
+            raise ValueError(f"batches of {sorted(batches)} ciphertexts do not match")
+
+
+def _negate_runs(data: Any, params: Parameters, limbs: Sequence[int]) -> Any:
+    primes = np.array([[params.chain.primes[j]] for j in limbs], np.uint32)
+    return np.where(data == 0, data, primes - data).astype(np.uint32)

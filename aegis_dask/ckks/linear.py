@@ -1,0 +1,286 @@
+"""Matrix-vector products on slots: baby-step giant-step over diagonals, with double hoisting.
+
+With diagonals ``M_k[j] = M[j, j + k]``, ``M x = sum_g rot_g(sum_b rot_-g(M_{g+b}) rot_b(x))``. The
+baby rotations share one ModUp and stay over QP, the plaintext products are accumulated over QP, and
+each giant step divides by P once (Bossuat et al., ePrint 2020/1203, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from aegis_dask.ckks.encoder import Encoder, _small_ntt, embed
+from aegis_dask.ckks.galois import rotation_element
+from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.ckks.parameters import Parameters, check_same
+from aegis_dask.errors import EncodingError, LevelError
+
+if TYPE_CHECKING:
+    from aegis_dask.ckks.evaluator import Evaluator
+
+MIN_RUN = 32
+"""Shortest run of equal residues for which products are one modular GEMM (`Ring.gemm`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTransform:
+    """A matrix encoded for one level.
+
+    Attributes
+    ----------
+    params, level
+        Parameters, and the level of the ciphertexts it applies to.
+    babies, giants
+        Rotations of the baby and giant steps.
+    weights
+        Residues over QP in Montgomery form. Periodic matrices: one array
+        ``[limb, run, giant, baby]``. Others: ``{(giant, baby): [limb, N]}``.
+    """
+
+    params: Parameters
+    level: int
+    babies: tuple[int, ...]
+    giants: tuple[int, ...]
+    weights: NDArray[np.uint32] | dict[tuple[int, int], Any]
+
+    @classmethod
+    def from_matrix(
+        cls,
+        params: Parameters,
+        matrix: ArrayLike,
+        level: int | None = None,
+        baby_steps: int | None = None,
+    ) -> LinearTransform:
+        """Encode a square matrix ``[d, d]``, d a power of two.
+
+        It acts on vectors of d values repeated over all slots; the result is repeated too.
+        """
+        m = np.asarray(matrix, np.complex128)
+        d = m.shape[0] if m.ndim == 2 else 0
+        if m.ndim != 2 or m.shape != (d, d) or d & (d - 1) or not 1 <= d <= params.slots:
+            raise EncodingError(
+                f"a square matrix with a power-of-two size up to {params.slots} is needed; shape "
+                f"{m.shape} was given"
+            )
+        rows = np.arange(d)
+        diagonals = {k: m[rows, (rows + k) % d] for k in range(d)}
+        return cls.from_diagonals(
+            params, {k: v for k, v in diagonals.items() if np.any(v)}, level, baby_steps
+        )
+
+    @classmethod
+    def from_diagonals(
+        cls,
+        params: Parameters,
+        diagonals: Mapping[int, ArrayLike],
+        level: int | None = None,
+        baby_steps: int | None = None,
+    ) -> LinearTransform:
+        """Encode ``sum_k diagonals[k] * rotate(x, k)``.
+
+        Parameters
+        ----------
+        params
+            The parameters.
+        diagonals
+            Rotation -> factor of each slot. All have one power-of-two length: `params.slots`, or
+            less, the period with which they repeat.
+        level
+            Level of the ciphertexts, at least 1; the top one by default.
+        baby_steps
+            Rotations are split as ``giant + baby`` with babies below this number; about the square
+            root of the number of diagonals by default.
+
+        Raises
+        ------
+        EncodingError
+            For no diagonals, unequal lengths, or values that are not finite.
+        """
+        encoder = Encoder(params)
+        level = encoder._level(level)
+        if level == 0:
+            raise LevelError("a linear transform takes one level; level 0 has none")
+        vectors = {int(k) % params.slots: encoder._check(v) for k, v in diagonals.items()}
+        lengths = {len(v) for v in vectors.values()}
+        if len(lengths) != 1 or (period := lengths.pop()) & (period - 1):
+            raise EncodingError("diagonals must be vectors of one power-of-two length")
+        # Rotations act modulo the period: fewer keys.
+        folded: dict[int, Any] = {}
+        for k, v in vectors.items():
+            folded[k % period] = folded.get(k % period, 0) + v
+        n1 = baby_steps or _default_baby_steps(list(folded), period)
+        giants = tuple(sorted({k // n1 * n1 for k in folded}))
+        babies = tuple(sorted({k % n1 for k in folded}))
+        limbs, scale = _extended_limbs(params, level), float(params.scales[level])
+        zero = np.zeros(period, np.complex128)
+        runs = 2 * period
+        if runs * MIN_RUN <= params.ring_degree:
+            weights = np.zeros((len(limbs), runs, len(giants), len(babies)), np.uint32)
+            for i, g in enumerate(giants):
+                for j, b in enumerate(babies):
+                    v = np.roll(folded.get(g + b, zero), g)
+                    weights[:, :, i, j] = _encode_runs(params, v, limbs, scale)
+            return cls(params, level, babies, giants, weights)
+        table = {}
+        for g in giants:
+            for b in babies:
+                if g + b in folded:
+                    v = np.tile(np.roll(folded[g + b], g), params.slots // period)
+                    table[g, b] = _encode_full(params, v, limbs, scale)
+        return cls(params, level, babies, giants, table)
+
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """Rotations that need evaluation keys."""
+        return tuple(sorted((set(self.babies) | set(self.giants)) - {0}))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the encoded matrix."""
+        if isinstance(self.weights, dict):
+            return sum(int(w.nbytes) for w in self.weights.values())
+        return int(self.weights.nbytes)
+
+    def __repr__(self) -> str:
+        return (
+            f"LinearTransform({self.params.name}, level {self.level}, {len(self.babies)} baby and "
+            f"{len(self.giants)} giant steps, {self.nbytes / 1e6:.1f} MB)"
+        )
+
+
+def _default_baby_steps(steps: list[int], period: int) -> int:
+    """Return a power of two near sqrt(2 x diagonals): baby steps cost less than giant ones."""
+    target = max(1, isqrt(2 * len(steps)))
+    return min(1 << target.bit_length() - 1 if target & (target - 1) else target, period)
+
+
+def _extended_limbs(params: Parameters, level: int) -> list[int]:
+    first = len(params.chain.primes)
+    return params.limbs(level) + list(range(first, first + len(params.chain.special_primes)))
+
+
+def _prime(params: Parameters, i: int) -> int:
+    primes = params.chain.primes
+    return primes[i] if i < len(primes) else params.chain.special_primes[i - len(primes)]
+
+
+def _encode_runs(
+    params: Parameters, values: NDArray[np.complex128], limbs: list[int], scale: float
+) -> NDArray[np.uint32]:
+    """Return ``[limb, 2 period]`` residues in Montgomery form."""
+    c = [round(v) for v in embed(values, 2 * len(values)) * scale]
+    rows = []
+    for i in limbs:
+        p = _prime(params, i)
+        row = _small_ntt(c, params.ring_degree, p).astype(np.uint64)
+        rows.append(row * np.uint64((1 << 32) % p) % np.uint64(p))
+    return np.array(rows, np.uint32)
+
+
+def _encode_full(
+    params: Parameters, values: NDArray[np.complex128], limbs: list[int], scale: float
+) -> Any:
+    """Return ``[limb, N]`` residues in Montgomery form."""
+    ring = params.ring
+    c = np.rint(embed(values, params.ring_degree) * scale)
+    if np.max(np.abs(c)) >= 2.0**62:
+        raise EncodingError("diagonal values are too large for the scale of the level")
+    residues = ring.ntt(ring.from_signed(c.astype(np.int64), limbs), limbs)
+    return ring.to_montgomery(residues, limbs)
+
+
+def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> Ciphertext:
+    """Return the product, rescaled: one level below `t.level`.
+
+    Raises
+    ------
+    LevelError
+        If x is below the level of the transform.
+    MissingKeyError
+        If a rotation of `t.rotations` has no key of its own.
+    """
+    check_same(x, t, names=("the ciphertext", "the linear transform"))
+    if x.level < t.level:
+        raise LevelError(f"{t!r} does not apply to {x!r}; encode it with level={x.level}")
+    x = ev.to_level(x, t.level) if x.level > t.level else x
+    params, ring = ev.params, ev.params.ring
+    limbs, n = _extended_limbs(params, t.level), params.ring_degree
+    window = len(params.window(t.level))
+    keys = {k: ev.keys.for_element(rotation_element(k, n)) for k in t.rotations}
+    plan = ev.levels.digit_raise(t.level)
+    c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
+    p_mod = _special_factors(params, t.level)
+    scaled0 = ring.multiply_runs(c0, p_mod, limbs[:window])
+    digits = ring.raise_digits(c1, plan)
+
+    def baby(b: int, first: bool) -> Any:
+        """P rot_b(x) over QP, before its automorphism: ``[batch, 2, limb, N]``."""
+        if b == 0:
+            out = ring.zeros((x.batch, 2, len(limbs), n))
+            out[:, 0, :window] = scaled0
+            out[:, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
+            return out
+        key = keys[b]
+        out = ring.inner_product(c1, digits, plan, key.b, key.a, transform=first)
+        for i in range(x.batch):
+            ring.add(out[i, 0, :window], scaled0[i], limbs[:window], out=out[i, 0, :window])
+        return out
+
+    sums = _plaintext_products(ev, t, baby, x.batch, limbs)
+    total: Any = None
+    for g, acc in zip(t.giants, sums, strict=True):
+        term = acc if g == 0 else _giant_step(ev, acc, t.level, g, keys[g])
+        total = term if total is None else ring.add(total, term, limbs)
+    data = ring.mod_down(total, ev.levels.mod_down(t.level, t.level - 1))
+    _, scale = ev.levels.rescale(t.level, x.scale * params.scales[t.level])
+    return x.with_data(data, t.level - 1, scale)
+
+
+def _plaintext_products(
+    ev: Evaluator, t: LinearTransform, baby: Any, batch: int, limbs: list[int]
+) -> list[Any]:
+    """Return ``sum_b weight_{g,b} rot_b(x)`` over QP for every giant step g."""
+    ring, n = ev.params.ring, ev.params.ring_degree
+    shape = (batch, 2, len(limbs), n)
+    first = True
+    if isinstance(t.weights, np.ndarray):
+        rotated = ring.empty((len(t.babies), *shape))
+        for j, b in enumerate(t.babies):
+            term = baby(b, first)
+            first = first and b == 0
+            rotated[j] = ring.automorphism(term, rotation_element(b, n)) if b else term
+        products = ring.gemm(rotated, t.weights, limbs)
+        return [products[i] for i in range(len(t.giants))]
+    sums = [ring.zeros(shape) for _ in t.giants]
+    for b in t.babies:
+        term = baby(b, first)
+        first = first and b == 0
+        for acc, g in zip(sums, t.giants, strict=True):
+            if (g, b) in t.weights:
+                weight, element = t.weights[g, b], rotation_element(b, n)
+                ring.automorphism_multiply_add(acc, term, weight, limbs, element)
+    return sums
+
+
+def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
+    """Return rot_g of ``[batch, 2, limb, N]`` over QP, over QP."""
+    params, ring = ev.params, ev.params.ring
+    limbs, plan = _extended_limbs(params, level), ev.levels.digit_raise(level)
+    c1 = ring.mod_down(np.ascontiguousarray(acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
+    c1 = np.ascontiguousarray(c1)
+    digits = ring.raise_digits(c1, plan)
+    out = ring.inner_product(c1, digits, plan, key.b, key.a, transform=True)
+    for i in range(out.shape[0]):
+        ring.add(out[i, 0], acc[i, 0], limbs, out=out[i, 0])
+    return ring.automorphism(out, rotation_element(g, params.ring_degree))
+
+
+def _special_factors(params: Parameters, level: int) -> NDArray[np.uint32]:
+    p = params.chain.special_modulus
+    return np.array([[p % params.chain.primes[i]] for i in params.limbs(level)], np.uint32)

@@ -1,0 +1,214 @@
+"""Polynomials in the Chebyshev basis, at optimal depth.
+
+Paterson-Stockmeyer with baby steps ``T_1 .. T_{2^b - 1}`` and giant steps ``T_{2^i}`` (Bossuat et
+al., ePrint 2020/1203, section 3): degree d takes ``ceil(log2(d + 1))`` levels on [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.errors import EncodingError, LevelError
+
+if TYPE_CHECKING:
+    from aegis_dask.ckks.evaluator import Evaluator
+
+Coefficients = NDArray[np.complex128]
+
+
+def chebyshev_coefficients(
+    function: Callable[[NDArray[np.float64]], ArrayLike],
+    degree: int,
+    interval: tuple[float, float] = (-1.0, 1.0),
+) -> NDArray[np.float64]:
+    """Interpolate a real function at the Chebyshev nodes of `interval`.
+
+    Returns
+    -------
+    ndarray
+        ``degree + 1`` coefficients of ``T_0 .. T_degree``.
+
+    Examples
+    --------
+    >>> chebyshev_coefficients(lambda x: 2 * x * x - 1, 2).round(12) + 0.0
+    array([0., 0., 1.])
+    """
+    low, high = interval
+
+    def mapped(t: NDArray[np.float64]) -> Any:
+        return function((high - low) / 2 * t + (high + low) / 2)
+
+    out: NDArray[np.float64] = np.polynomial.chebyshev.chebinterpolate(mapped, degree)
+    return out
+
+
+def depth(degree: int) -> int:
+    """Return the levels that a polynomial of this degree takes on [-1, 1]."""
+    return max(degree, 1).bit_length()
+
+
+def evaluate_chebyshev(
+    evaluator: Evaluator,
+    x: Ciphertext,
+    coefficients: ArrayLike,
+    interval: tuple[float, float] = (-1.0, 1.0),
+) -> Ciphertext:
+    """Evaluate ``sum_k c_k T_k(t)``, t being x mapped from `interval` to [-1, 1].
+
+    Parameters
+    ----------
+    evaluator
+        With a relinearisation key.
+    x
+        Slots within `interval`; outside it the value is meaningless.
+    coefficients
+        Real or complex ``[degree + 1]``.
+    interval
+        Another interval than [-1, 1] costs one more level.
+
+    Raises
+    ------
+    LevelError
+        If x has too few levels left.
+    EncodingError
+        If a coefficient is not finite.
+    """
+    c = np.atleast_1d(np.asarray(coefficients, np.complex128))
+    if c.ndim != 1 or not np.isfinite(c).all():
+        raise EncodingError(f"coefficients must be a finite vector, got shape {c.shape}")
+    last = np.flatnonzero(c)
+    c = c[: last[-1] + 1] if len(last) else c[:1]
+    low, high = interval
+    if not low < high:
+        raise EncodingError(f"the interval {interval} is empty")
+    mapped = (low, high) != (-1.0, 1.0)
+    levels = depth(len(c) - 1) + mapped
+    if x.level < levels:
+        raise LevelError(
+            f"a polynomial of degree {len(c) - 1} takes {levels} levels"
+            f"{' (one for the interval)' if mapped else ''}, {x!r} has {x.level}"
+        )
+    if mapped:
+        x = evaluator.multiply(x, 2.0 / (high - low))
+        x = evaluator.add(x, -(high + low) / (high - low))
+    if not x.is_canonical:
+        raise LevelError(f"{x!r} does not have the canonical scale of its level; rescale it first")
+    baby = min(
+        range(1, max(2, depth(len(c) - 1))),
+        key=lambda b: (_Counter(len(c) - 1, b).products, b),
+    )
+    return _Evaluation(evaluator, x, baby).run(c)
+
+
+def divide(c: Coefficients, n: int) -> tuple[Coefficients, Coefficients]:
+    """Return (q, r) with ``c = q T_n + r``, degree of r below n; the degree of c is below 2n."""
+    q = np.zeros(len(c) - n, np.complex128)
+    r = c[:n].copy()
+    q[0] = c[n]
+    for j in range(1, len(q)):
+        q[j] = 2 * c[n + j]
+        r[n - j] -= c[n + j]
+    return q, r
+
+
+def _split(degree: int) -> int:
+    """Return the giant step for a degree: the largest power of two that does not exceed it."""
+    return int(1 << (degree.bit_length() - 1))
+
+
+class _Evaluation:
+    """State of one evaluation: the powers made so far."""
+
+    def __init__(self, evaluator: Evaluator, x: Ciphertext, baby: int) -> None:
+        self.evaluator = evaluator
+        self.top = x.level
+        self.baby = baby
+        self.powers: dict[int, Ciphertext] = {1: x}
+
+    def run(self, c: Coefficients) -> Ciphertext:
+        return self.evaluate(c, self.top - depth(len(c) - 1))
+
+    def power(self, k: int) -> Ciphertext:
+        """Return T_k, at level ``top - ceil(log2 k)``."""
+        if k not in self.powers:
+            ev = self.evaluator
+            a, b = (k + 1) // 2, k // 2
+            product = ev.multiply(self.power(a), self.power(b))
+            product = ev.add(product, product)
+            self.powers[k] = ev.sub(product, 1.0 if a == b else self.power(a - b))
+        return self.powers[k]
+
+    def is_leaf(self, degree: int, level: int) -> bool:
+        """Whether ``T_0 .. T_degree`` can be combined by constants directly to `level`."""
+        deepest = (degree - 1).bit_length() if degree > 1 else 0
+        return degree < 1 << self.baby and self.top - deepest >= level + 1
+
+    def evaluate(self, c: Coefficients, level: int) -> Ciphertext:
+        """Return the value at `level`, canonical scale."""
+        degree = len(c) - 1
+        if self.is_leaf(degree, level):
+            return self.combine(c, level)
+        n = _split(degree)
+        q, r = divide(c, n)
+        ev = self.evaluator
+        # q is evaluated one level higher, then both factors share that level.
+        giant = ev.to_level(self.power(n), level + 1)
+        if len(q) == 1:
+            out = ev.multiply(giant, complex(q[0]))
+        else:
+            out = ev.multiply(self.evaluate(q, level + 1), giant)
+        if not np.any(r):
+            return out
+        if not np.any(r[1:]):
+            return ev.add(out, complex(r[0]))
+        return ev.add(out, self.evaluate(np.trim_zeros(r, "b"), level))
+
+    def combine(self, c: Coefficients, level: int) -> Ciphertext:
+        """Return ``sum c_k T_k`` with one multiplication by a constant per term, one rescale."""
+        ev = self.evaluator
+        total: Ciphertext | None = None
+        for k in range(1, len(c)):
+            if c[k] != 0:
+                at_level = ev.to_level(self.power(k), level + 1)
+                term = ev.multiply(at_level, complex(c[k]), rescale=False)
+                total = term if total is None else ev.add(total, term)
+        if total is None:  # a constant
+            total = ev.multiply(ev.to_level(self.power(1), level + 1), 0.0, rescale=False)
+        if c[0] != 0:
+            total = ev.add(total, complex(c[0]))
+        return ev.rescale(total)
+
+
+class _Counter:
+    """Counts the products of ciphertexts for a degree and a number of baby steps."""
+
+    def __init__(self, degree: int, baby: int) -> None:
+        self.baby, self.top = baby, depth(degree)
+        self.made: set[int] = {1}
+        self.products = 0
+        self.visit(degree, 0)
+
+    def power(self, k: int) -> None:
+        if k not in self.made:
+            self.made.add(k)
+            self.products += 1
+            for j in ((k + 1) // 2, k // 2):
+                self.power(j)
+
+    def visit(self, degree: int, level: int) -> None:
+        deepest = (degree - 1).bit_length() if degree > 1 else 0
+        if degree < 1 << self.baby and self.top - deepest >= level + 1:
+            for k in range(1, degree + 1):
+                self.power(k)
+            return
+        n = _split(degree)
+        self.power(n)
+        if degree > n:
+            self.products += 1
+            self.visit(degree - n, level + 1)
+        self.visit(n - 1, level)

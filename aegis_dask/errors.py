@@ -1,0 +1,55 @@
+"""Exceptions and warnings of aegis_dask.
+
+Each message says what was given, what was expected, and what to do.
+"""
+
+
+class AegisError(Exception):
+    """Base of every exception that aegis_dask raises on purpose."""
+
+
+class ParameterError(AegisError, ValueError):
+    """A parameter is out of range, or parameters contradict each other."""
+
+
+class InsecureParametersError(ParameterError):
+    """The modulus of a key exceeds what the ring degree allows at the security level asked for."""
+
+
+class IncompatibleError(AegisError):
+    """Operands, or an operand and a key, belong to different parameter sets."""
+
+
+class LevelError(AegisError):
+    """An operation needs more levels than its operand has left, or levels cannot be aligned."""
+
+
+class ScaleError(AegisError):
+    """Scales differ and no rescaling can align them, or a scale does not fit its modulus."""
+
+
+class MissingKeyError(AegisError, KeyError):
+    """An operation needs an evaluation key that the key set does not hold."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the repr of the message
+
+
+class EncodingError(AegisError, ValueError):
+    """Values cannot be encoded: too many for the slots, too large for the modulus, not finite."""
+
+
+class SerializationError(AegisError):
+    """Bytes are not an object of this library, or are of a version that it does not read."""
+
+
+class IntegrityError(SerializationError):
+    """Loaded data are damaged: a checksum differs or a value is outside its range."""
+
+
+class BackendError(AegisError):
+    """A compute backend is unavailable, or lacks what the operation asks of it."""
+
+
+class InsecureParametersWarning(UserWarning):
+    """A parameter set meant for tests, without security, is in use."""

@@ -1,0 +1,130 @@
+"""The kernel interface: what a device must provide. Nothing above this module knows a device.
+
+Polynomials are arrays ``uint32[..., limb, N]`` of canonical residues (below their primes), in the
+evaluation domain in bit-reversed order unless said. Limb positions are tied to primes by a list of
+prime indices into the ring's primes (ciphertext primes, then special primes). Every implementation
+returns the same residues, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ring.chain import ModulusChain
+from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
+
+Array = NDArray[np.uint32]
+"""A device array. The CPU backend's are NumPy arrays; a GPU backend's have the same interface."""
+
+Limbs = Sequence[int] | NDArray[np.int64]
+
+
+class Ring(Protocol):
+    """Kernels over the primes of one modulus chain."""
+
+    chain: ModulusChain
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Return an uninitialised array."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of zeros."""
+
+    def from_host(self, x: NDArray[np.uint32]) -> Array:
+        """Copy a host array to the device (no copy on the CPU)."""
+
+    def to_host(self, x: Array) -> NDArray[np.uint32]:
+        """Copy a device array to the host (no copy on the CPU)."""
+
+    def ntt(self, x: Array, limbs: Limbs) -> Array:
+        """Transform coefficients to the evaluation domain."""
+
+    def intt(self, x: Array, limbs: Limbs) -> Array:
+        """Transform back to coefficients."""
+
+    def add(self, x: Array, y: Array, limbs: Limbs, out: Array | None = None) -> Array:
+        """Return x + y; y may lack leading axes of x or have length 1 there."""
+
+    def sub(self, x: Array, y: Array, limbs: Limbs, out: Array | None = None) -> Array:
+        """Return x - y, broadcast as in `add`."""
+
+    def negate(self, x: Array, limbs: Limbs) -> Array:
+        """Return -x."""
+
+    def multiply(self, x: Array, y: Array, limbs: Limbs, accumulate: Array | None = None) -> Array:
+        """Return the product by points, or add it to `accumulate`; broadcast as in `add`."""
+
+    def multiply_runs(
+        self, x: Array, w: NDArray[np.uint32], limbs: Limbs, accumulate: Array | None = None
+    ) -> Array:
+        """Multiply by ``w[limb, run]``, constant over N / runs points (a power-of-two count)."""
+
+    def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
+        """Add ``w[limb, run]``, constant over N / runs points."""
+
+    def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
+        """Return ``[b, 3]`` products of ciphertexts ``[b, 2]``; y may have batch 1."""
+
+    def automorphism(self, x: Array, galois_element: int) -> Array:
+        """Apply X -> X^g."""
+
+    def from_signed(self, x: NDArray[np.int64], limbs: Limbs) -> Array:
+        """Return residues ``[..., limb, N]`` of signed integers ``[..., N]`` (coefficients)."""
+
+    def uniform(self, seed: bytes, domain: int, indices: Sequence[int], limbs: Limbs) -> Array:
+        """Return ``[index, limb, N]`` uniform residues of a 32-byte seed (see the CPU kernel)."""
+
+    def to_montgomery(self, x: Array, limbs: Limbs) -> Array:
+        """Return x 2^32, the form of keys and of plaintexts in `automorphism_multiply_add`."""
+
+    def convert(self, x: Array, conversion: BaseConversion) -> Array:
+        """Convert coefficients that carry the source factors (see `BaseConversion`)."""
+
+    def raise_digits(self, x: Array, constants: DigitRaise) -> Array:
+        """ModUp ``[b, window, N]``: digits ``[b, digit, limb, N]`` in coefficient form.
+
+        Rows of a digit's own limbs are left undefined: they are those of x.
+        """
+
+    def inner_product(
+        self,
+        x: Array,
+        digits: Array,
+        constants: DigitRaise,
+        key_b: Array,
+        key_a: Array,
+        transform: bool,
+    ) -> Array:
+        """Return ``[b, 2, limb, N]``, sums over digits times a key ``[digit, prime, N]``.
+
+        With `transform` the digits come from `raise_digits` and are transformed in place; without,
+        they have been by an earlier call.
+        """
+
+    def mod_down(
+        self,
+        x: Array,
+        constants: ModDown,
+        addend: Array | None = None,
+        galois_element: int = 1,
+    ) -> Array:
+        """Divide ``[b, c, limb, N]`` with rounding (see `ModDown`).
+
+        `addend` ``[b, c', window, N]`` times P is added to the first c' components before. The
+        result goes through an automorphism.
+        """
+
+    def automorphism_multiply_add(
+        self, acc: Array, x: Array, y: Array, limbs: Limbs, galois_element: int
+    ) -> None:
+        """Add ``automorphism(x) y`` to acc, y ``[limb, N]`` in Montgomery form."""
+
+    def gemm(self, x: Array, weights: Array, limbs: Limbs) -> Array:
+        """Return ``out[o] = sum_k weights[l, run, o, k] x[k]``, weights in Montgomery form.
+
+        x is ``[k, ..., limb, N]``, out ``[o, ..., limb, N]``; runs of at least 32 points.
+        """

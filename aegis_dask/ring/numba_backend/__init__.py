@@ -1,0 +1,1 @@
+"""CPU kernels: Numba functions over explicit LLVM vectors."""

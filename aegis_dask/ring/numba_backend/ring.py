@@ -1,0 +1,502 @@
+"""The CPU implementation of the `Ring` interface."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.errors import BackendError
+from aegis_dask.ring.automorphisms import automorphism_tables
+from aegis_dask.ring.backend import Array, Limbs
+from aegis_dask.ring.chain import ModulusChain
+from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
+from aegis_dask.ring.memory import BufferPool
+from aegis_dask.ring.numba_backend import (
+    automorphism,
+    chacha,
+    elementwise,
+    gemm,
+    keyswitch,
+    ntt,
+)
+from aegis_dask.ring.tables import shoup_pair, twiddles
+
+_PASSES = {
+    10: (2, 0, 0),
+    11: (3, 0, 0),
+    12: (4, 0, 0),
+    13: (3, 2, 0),
+    14: (3, 3, 0),
+    15: (4, 3, 0),
+    16: (4, 4, 0),
+    17: (3, 3, 3),
+}
+"""log2 radices of the row passes; the remaining eight stages are the tail."""
+
+_pool = BufferPool(limit=2 << 30)
+_serial = threading.Lock()
+
+
+def _guard() -> AbstractContextManager[Any]:
+    """Serialise kernel calls where Numba's threads cannot take several callers at once."""
+    return _serial if _threading_layer() == "workqueue" else nullcontext()
+
+
+_layer: list[str] = []
+
+
+def _threading_layer() -> str:
+    if not _layer:
+        try:
+            _layer.append(numba.threading_layer())
+        except ValueError:  # no parallel kernel has run yet
+            return "workqueue"
+    return _layer[0]
+
+
+def _call(kernel: Callable[..., None], *args: Any) -> None:
+    with _guard():
+        kernel(*args)
+
+
+def _flat(x: Array) -> Array:
+    if not x.flags.c_contiguous:
+        x = np.ascontiguousarray(x)
+    return x.reshape(-1)
+
+
+class NumbaRing:
+    """CKKS kernels on the CPU for the primes of one chain (see `backend.Ring`)."""
+
+    def __init__(self, chain: ModulusChain) -> None:
+        n = chain.ring_degree
+        if n.bit_length() - 1 not in _PASSES:
+            raise BackendError(
+                f"ring degree {n} is not supported by the CPU backend; use a power of two from "
+                f"2^{min(_PASSES)} to 2^{max(_PASSES)}"
+            )
+        self.chain = chain
+        self.degree = n
+        primes = chain.primes + chain.special_primes
+        self._primes = primes
+        self._plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
+        forward, inverse = twiddles(n, primes, False), twiddles(n, primes, True)
+        self._w = tuple(
+            t.reshape(-1)
+            for t in (forward.scalar, forward.scalar_shoup, forward.vector, forward.vector_shoup)
+        )
+        self._iw = tuple(
+            t.reshape(-1)
+            for t in (inverse.scalar, inverse.scalar_shoup, inverse.vector, inverse.vector_shoup)
+        )
+        self._q = np.array(primes, np.uint32)
+        self._q_inv = np.array([pow(p, -1, 1 << 32) for p in primes], np.uint32)
+        self._r2 = np.array([pow(2, 64, p) for p in primes], np.uint32)
+        self._n_inv = shoup_pair([pow(n, -1, p) for p in primes], primes)
+        self._one = shoup_pair([1] * len(primes), primes)
+        self._r32 = shoup_pair([1 << 32] * len(primes), primes)
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Return an uninitialised array from the pool."""
+        return _pool.empty(shape)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of zeros."""
+        out = self.empty(shape)
+        out.fill(0)
+        return out
+
+    def from_host(self, x: NDArray[np.uint32]) -> Array:
+        """Return x."""
+        return x
+
+    def to_host(self, x: Array) -> NDArray[np.uint32]:
+        """Return x."""
+        return x
+
+    # -- helpers ----------------------------------------------------------------------------
+
+    def _limbs(self, x: Array, limbs: Limbs) -> NDArray[np.int64]:
+        index = np.asarray(limbs, np.int64)
+        if x.shape[-2:] != (len(index), self.degree):
+            raise BackendError(
+                f"an array of shape {x.shape} was given for {len(index)} limbs of "
+                f"{self.degree} points"
+            )
+        return index
+
+    @staticmethod
+    def _poly_index(x: Array, y: Array) -> NDArray[np.int64]:
+        """Index of the polynomial of y that goes with each polynomial of x."""
+        count = prod(y.shape[:-2])
+        own = np.arange(count, dtype=np.int64).reshape(y.shape[:-2])
+        return np.broadcast_to(own, x.shape[:-2]).reshape(-1)
+
+    # -- transforms -------------------------------------------------------------------------
+
+    def ntt(self, x: Array, limbs: Limbs) -> Array:
+        """See `Ring.ntt`."""
+        index, out = self._limbs(x, limbs), self.empty(x.shape)
+        polys = prod(x.shape[:-2])
+        _call(ntt.forward_batch, _flat(out), _flat(x), polys, index, self._plan, *self._w, self._q)
+        return out
+
+    def intt(self, x: Array, limbs: Limbs) -> Array:
+        """See `Ring.intt`."""
+        index, out = self._limbs(x, limbs), self.empty(x.shape)
+        factors = (self._n_inv[0][index], self._n_inv[1][index])
+        self._intt(out, x, index, factors)
+        return out
+
+    def _intt(self, out: Array, x: Array, index: NDArray[np.int64], factors: Any) -> None:
+        polys = prod(x.shape[:-2])
+        _call(
+            ntt.inverse_batch,
+            _flat(out),
+            _flat(x),
+            polys,
+            index,
+            self._plan,
+            *self._iw,
+            self._q,
+            *factors,
+        )
+
+    # -- element-wise -----------------------------------------------------------------------
+
+    def add(self, x: Array, y: Array, limbs: Limbs, out: Array | None = None) -> Array:
+        """See `Ring.add`."""
+        return self._binary(elementwise.add, x, y, limbs, out)
+
+    def sub(self, x: Array, y: Array, limbs: Limbs, out: Array | None = None) -> Array:
+        """See `Ring.sub`."""
+        return self._binary(elementwise.sub, x, y, limbs, out)
+
+    def _binary(self, kernel: Any, x: Array, y: Array, limbs: Limbs, out: Array | None) -> Array:
+        index = self._limbs(x, limbs)
+        out = self.empty(x.shape) if out is None else out
+        which = self._poly_index(x, y)
+        _call(kernel, _flat(out), _flat(x), _flat(y), which, self._q[index], self.degree)
+        return out
+
+    def negate(self, x: Array, limbs: Limbs) -> Array:
+        """See `Ring.negate`."""
+        index, out = self._limbs(x, limbs), self.empty(x.shape)
+        polys = prod(x.shape[:-2])
+        _call(elementwise.negate, _flat(out), _flat(x), polys, self._q[index], self.degree)
+        return out
+
+    def multiply(self, x: Array, y: Array, limbs: Limbs, accumulate: Array | None = None) -> Array:
+        """See `Ring.multiply`."""
+        index = self._limbs(x, limbs)
+        out = self.empty(x.shape) if accumulate is None else accumulate
+        _call(
+            elementwise.multiply,
+            _flat(out),
+            _flat(x),
+            _flat(y),
+            self._poly_index(x, y),
+            self._q[index],
+            self._q_inv[index],
+            self._r2[index],
+            accumulate is not None,
+            self.degree,
+        )
+        return out
+
+    def multiply_runs(
+        self, x: Array, w: NDArray[np.uint32], limbs: Limbs, accumulate: Array | None = None
+    ) -> Array:
+        """See `Ring.multiply_runs`."""
+        index = self._limbs(x, limbs)
+        q = self._q[index]
+        self._check_runs(w, len(index))
+        ws = ((w.astype(np.uint64) << np.uint64(32)) // q.astype(np.uint64)[:, None]).astype(
+            np.uint32
+        )
+        out = self.empty(x.shape) if accumulate is None else accumulate
+        polys = prod(x.shape[:-2])
+        _call(
+            elementwise.scale_runs,
+            _flat(out),
+            _flat(x),
+            np.ascontiguousarray(w),
+            ws,
+            polys,
+            q,
+            accumulate is not None,
+            self.degree,
+        )
+        return out
+
+    def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
+        """See `Ring.add_runs`."""
+        index, out = self._limbs(x, limbs), self.empty(x.shape)
+        self._check_runs(w, len(index))
+        polys = prod(x.shape[:-2])
+        q = self._q[index]
+        w = np.ascontiguousarray(w)
+        _call(elementwise.add_runs, _flat(out), _flat(x), w, polys, q, self.degree)
+        return out
+
+    def _check_runs(self, w: NDArray[np.uint32], limbs: int) -> None:
+        if w.ndim != 2 or w.shape[0] != limbs or self.degree % (16 * w.shape[1]):
+            raise BackendError(
+                f"constants of shape {w.shape} do not fit {limbs} limbs with runs of at least 16 "
+                f"of {self.degree} points"
+            )
+
+    def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
+        """See `Ring.tensor`."""
+        index = self._limbs(x, limbs)
+        out = self.empty((x.shape[0], 3, *x.shape[2:]))
+        which = self._poly_index(x[:, 0], y[:, 0])
+        q = (self._q[index], self._q_inv[index], self._r2[index])
+        _call(elementwise.tensor, _flat(out), _flat(x), _flat(y), which, *q, self.degree)
+        return out
+
+    def from_signed(self, x: NDArray[np.int64], limbs: Limbs) -> Array:
+        """See `Ring.from_signed`."""
+        index = np.asarray(limbs, np.int64)
+        out = self.empty((*x.shape[:-1], len(index), self.degree))
+        polys = prod(x.shape[:-1])
+        q = self._q[index]
+        _call(
+            elementwise.from_signed,
+            _flat(out),
+            np.ascontiguousarray(x).reshape(-1).view(np.uint64),
+            polys,
+            q,
+            self._one[1][index],
+            self._r32[0][index],
+            self._r32[1][index],
+            self._r2[index],
+            self.degree,
+        )
+        return out
+
+    def to_montgomery(self, x: Array, limbs: Limbs) -> Array:
+        """See `Ring.to_montgomery`."""
+        return self.multiply_runs(x, self._r32[0][np.asarray(limbs, np.int64)][:, None], limbs)
+
+    # -- sampling ---------------------------------------------------------------------------
+
+    def uniform(self, seed: bytes, domain: int, indices: Sequence[int], limbs: Limbs) -> Array:
+        """See `Ring.uniform`."""
+        if len(seed) != 32:
+            raise BackendError(f"a seed has 32 bytes, {len(seed)} were given")
+        index = np.asarray(limbs, np.int64)
+        out = self.empty((len(indices), len(index), self.degree))
+        _call(
+            chacha.uniform,
+            _flat(out),
+            np.array(struct.unpack("<8I", seed), np.uint32),
+            domain,
+            np.array(indices, np.int64),
+            self._q[index],
+            self._one[1][index],
+            self._r32[0][index],
+            self._r32[1][index],
+            self.degree,
+        )
+        return out
+
+    # -- automorphisms ----------------------------------------------------------------------
+
+    def automorphism(self, x: Array, galois_element: int) -> Array:
+        """See `Ring.automorphism`."""
+        out = self.empty(x.shape)
+        tables = automorphism_tables(self.degree, galois_element)
+        _call(automorphism.permute, _flat(out), _flat(x), prod(x.shape[:-1]), *tables, self.degree)
+        return out
+
+    def automorphism_multiply_add(
+        self, acc: Array, x: Array, y: Array, limbs: Limbs, galois_element: int
+    ) -> None:
+        """See `Ring.automorphism_multiply_add`."""
+        index = self._limbs(x, limbs)
+        _call(
+            automorphism.permute_multiply_add,
+            _flat(acc),
+            _flat(x),
+            _flat(y),
+            prod(x.shape[:-2]),
+            index,
+            *automorphism_tables(self.degree, galois_element),
+            self._q,
+            self._q_inv,
+            self.degree,
+        )
+
+    # -- key switching ----------------------------------------------------------------------
+
+    def _convert(
+        self,
+        dst: Array,
+        dst_rows: NDArray[np.int64],
+        src: Array,
+        src_rows: NDArray[np.int64],
+        c: BaseConversion,
+    ) -> None:
+        q = (self._q[c.targets], self._q_inv[c.targets])
+        rows = (dst_rows * self.degree, src_rows * self.degree)
+        _call(
+            keyswitch.convert,
+            _flat(dst),
+            rows[0],
+            _flat(src),
+            rows[1],
+            c.matrix,
+            c.quotient,
+            *q,
+            self.degree,
+        )
+
+    def convert(self, x: Array, conversion: BaseConversion) -> Array:
+        """See `Ring.convert`."""
+        ni, nj = len(conversion.sources), len(conversion.targets)
+        out = self.empty((*x.shape[:-2], nj, self.degree))
+        for b in range(prod(x.shape[:-2])):
+            rows = np.arange(b * nj, (b + 1) * nj), np.arange(b * ni, (b + 1) * ni)
+            self._convert(out, rows[0], x, rows[1], conversion)
+        return out
+
+    def raise_digits(self, x: Array, constants: DigitRaise) -> Array:
+        """See `Ring.raise_digits`."""
+        batch, window = x.shape[0], x.shape[1]
+        c = constants
+        nd, nl = len(c.conversions), len(c.limbs)
+        y = self.empty(x.shape)
+        self._intt(y, x, c.limbs[:window], c.factors)
+        out = self.empty((batch, nd, nl, self.degree))
+        for b in range(batch):
+            for d, conversion in enumerate(c.conversions):
+                own = np.flatnonzero(c.digit_of == d)
+                others = np.flatnonzero(c.digit_of != d)
+                dst = (b * nd + d) * nl + others
+                self._convert(out, dst, y, b * window + own, conversion)
+        return out
+
+    def inner_product(
+        self,
+        x: Array,
+        digits: Array,
+        constants: DigitRaise,
+        key_b: Array,
+        key_a: Array,
+        transform: bool,
+    ) -> Array:
+        """See `Ring.inner_product`."""
+        batch, nd, nl, _ = digits.shape
+        if nd > 8:
+            raise BackendError(f"key switching with {nd} digits; at most 8 are supported")
+        out = self.empty((batch, 2, nl, self.degree))
+        _call(
+            keyswitch.inner_product,
+            _flat(out),
+            _flat(digits),
+            _flat(x),
+            x.shape[1],
+            _flat(key_b),
+            _flat(key_a),
+            key_b.shape[1],
+            constants.first_digit,
+            nd,
+            constants.digit_of,
+            constants.limbs,
+            batch,
+            transform,
+            self._plan,
+            *self._w,
+            self._q,
+            self._q_inv,
+        )
+        return out
+
+    def mod_down(
+        self,
+        x: Array,
+        constants: ModDown,
+        addend: Array | None = None,
+        galois_element: int = 1,
+    ) -> Array:
+        """See `Ring.mod_down`."""
+        c, n = constants, self.degree
+        batch, components, limbs, _ = x.shape
+        polys = batch * components
+        index = np.full((batch, components), -1, np.int64)
+        if addend is None:
+            addend, addend_limbs = x, 0
+        else:
+            used, addend_limbs = addend.shape[1], addend.shape[2]
+            index[:, :used] = np.arange(batch * used).reshape(batch, used)
+        common = (_flat(addend), index.reshape(-1), addend_limbs)
+        count, targets = len(c.source_rows), len(c.target_rows)
+        y = self.empty((polys, count, n))
+        _call(
+            keyswitch.divide_sources,
+            _flat(y),
+            _flat(x),
+            limbs,
+            c.source_rows,
+            c.conversion.sources,
+            polys,
+            *c.source_factors,
+            *common,
+            *c.source_addend,
+            self._plan,
+            *self._iw,
+            self._q,
+        )
+        remainder = self.convert(y, c.conversion)
+        out = self.empty((batch, components, targets, n))
+        tables = automorphism_tables(n, galois_element)
+        _call(
+            keyswitch.divide_targets,
+            _flat(out),
+            _flat(remainder),
+            _flat(x),
+            limbs,
+            c.target_rows,
+            c.conversion.targets,
+            polys,
+            *c.target_factors,
+            *common,
+            *c.addend_factors,
+            galois_element != 1,
+            *tables,
+            self._plan,
+            *self._w,
+            self._q,
+        )
+        return out
+
+    # -- matrix products --------------------------------------------------------------------
+
+    def gemm(self, x: Array, weights: Array, limbs: Limbs) -> Array:
+        """See `Ring.gemm`."""
+        index = self._limbs(x, limbs)
+        if weights.ndim != 4 or weights.shape[0] != len(index) or weights.shape[3] != x.shape[0]:
+            raise BackendError(
+                f"weights of shape {weights.shape} do not fit {x.shape[0]} inputs of "
+                f"{len(index)} limbs; expected [limb, run, output, input]"
+            )
+        if self.degree // weights.shape[1] < gemm.MIN_RUN:
+            raise BackendError(
+                f"{weights.shape[1]} runs of {self.degree} points are shorter than {gemm.MIN_RUN}"
+            )
+        out = self.empty((weights.shape[2], *x.shape[1:]))
+        polys = prod(x.shape[1:-2])
+        q = (self._q[index], self._q_inv[index])
+        _call(gemm.gemm, _flat(out), _flat(x), weights, polys, *q, self.degree)
+        return out

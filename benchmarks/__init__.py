@@ -1,0 +1,1 @@
+"""Side-by-side figures of this engine and its peers."""
