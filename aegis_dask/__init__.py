@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aegis_dask._version import __version__
 from aegis_dask.errors import AegisError
 
 if TYPE_CHECKING:
@@ -22,8 +23,16 @@ if TYPE_CHECKING:
     from aegis_dask.ckks.polynomial import chebyshev_coefficients
     from aegis_dask.ckks.precision import PrecisionStats, precision_stats
     from aegis_dask.ckks.scale import Scale
-
-__version__ = "0.1.0"
+    from aegis_dask.ckks.serialization import (
+        dumps,
+        load,
+        load_evaluation_key,
+        load_secret_key,
+        loads,
+        save,
+        save_secret_key,
+    )
+    from aegis_dask.ring.threads import get_threads, set_threads
 
 # Public name -> module that defines it. Resolved on first use, so that `import aegis_dask` stays
 # light: Numba alone takes a good part of a second.
@@ -40,9 +49,18 @@ _LAZY: dict[str, str] = {
         "polynomial": ("chebyshev_coefficients",),
         "precision": ("PrecisionStats", "precision_stats"),
         "scale": ("Scale",),
+        "serialization": (
+            "dumps",
+            "load",
+            "load_evaluation_key",
+            "load_secret_key",
+            "loads",
+            "save",
+            "save_secret_key",
+        ),
     }.items()
     for name in names
-}
+} | dict.fromkeys(("get_threads", "set_threads"), "aegis_dask.ring.threads")
 
 __all__ = [
     "PRESETS",
@@ -65,7 +83,16 @@ __all__ = [
     "SecretKey",
     "__version__",
     "chebyshev_coefficients",
+    "dumps",
+    "get_threads",
+    "load",
+    "load_evaluation_key",
+    "load_secret_key",
+    "loads",
     "precision_stats",
+    "save",
+    "save_secret_key",
+    "set_threads",
 ]
 
 
@@ -78,4 +105,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted(__all__)

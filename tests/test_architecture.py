@@ -14,6 +14,7 @@ PACKAGE = "aegis_dask"
 
 # From the bottom up, the whole plan; a part may import the parts of lower rows and itself.
 LAYERS = (
+    ("_version",),
     ("errors",),
     ("config",),
     ("ring",),

@@ -24,9 +24,13 @@ from aegis_dask.ring.tables import bit_reversal, powers
 
 C128 = NDArray[np.complex128]
 
+MIN_RUN = 16
+"""Shortest run of equal residues for which a plaintext is kept in its subring: one vector."""
+
 _SPLIT_BITS = 40
 _INT64_LIMIT = 2.0**62
 _FLOAT_LIMIT = 2.0**100
+_SLOT_LIMIT = 2.0**500  # far beyond any modulus, and the transform still does not overflow
 DECODE_HEADROOM_BITS = 48
 """Values up to 2^47 are decoded from any level; a message is smaller at the lowest levels."""
 
@@ -82,8 +86,8 @@ class Encoder:
         scale
             Exact scale, the canonical one of the level by default.
         periodic
-            Repeat the vector over all slots. Its length must be a power of two; the plaintext is
-            kept in its subring: 2n residues per limb instead of N.
+            Repeat the vector over all slots. Its length n must be a power of two; up to N/32 the
+            plaintext is kept in its subring: 2n residues per limb instead of N.
 
         Raises
         ------
@@ -95,23 +99,29 @@ class Encoder:
         z = self._check(values)
         if z.ndim != 1:
             raise EncodingError(f"a plaintext encodes one vector; shape {z.shape} was given")
-        if periodic and z.size < self.params.slots:
+        if periodic and 2 * z.size * MIN_RUN <= self.params.ring_degree:
             return self._encode_periodic(z, level, exact)
+        if periodic:
+            self._check_period(z.size)
+            z = np.tile(z, self.params.slots // z.size)
         residues = self.residues(self.coefficients(z, exact, level), level)
         return Plaintext(self.params, residues, level, exact, self.params.slots)
 
     def _encode_periodic(self, z: C128, level: int, scale: Scale) -> Plaintext:
         period = z.size
-        if period & (period - 1):
-            raise EncodingError(f"a periodic vector has a power-of-two length, not {period}")
+        self._check_period(period)
         small = 2 * period
         coefficients = self._bounded(embed(z, small) * float(scale), level)
         limbs, primes = self.params.limbs(level), self.params.chain.primes
         data = np.empty((len(limbs), small), np.uint32)
-        exact = [int(c) for c in coefficients]
         for row, i in enumerate(limbs):
-            data[row] = _small_ntt(exact, self.params.ring_degree, primes[i])
+            data[row] = subring_ntt(coefficients, self.params.ring_degree, primes[i])
         return Plaintext(self.params, data, level, scale, period)
+
+    @staticmethod
+    def _check_period(period: int) -> None:
+        if period & (period - 1):
+            raise EncodingError(f"a periodic vector has a power-of-two length, not {period}")
 
     def coefficients(self, values: C128, scale: Scale, level: int) -> NDArray[np.float64]:
         """Return the scaled, rounded coefficients ``[..., N]`` of slots ``[..., n]``."""
@@ -163,10 +173,11 @@ class Encoder:
             raise EncodingError(f"a constant must be finite, {value} was given")
         exact = scale.to_fraction()
         parts = round(Fraction(value.real) * exact), round(Fraction(value.imag) * exact)
-        if max(abs(v) for v in parts).bit_length() >= self.params.log2_moduli[level]:
+        if 2 * max(abs(v) for v in parts) >= self.params.chain.modulus(level):
             raise EncodingError(
-                f"the constant {value} at scale 2^{scale.log2:.1f} does not fit level {level} "
-                f"(2^{self.params.log2_moduli[level]:.1f}); use a higher level"
+                f"the constant {value} at scale 2^{scale.log2:.1f} does not fit level {level}, "
+                f"which holds less than 2^{self.params.log2_moduli[level] - 1:.1f}; use a higher "
+                "level"
             )
         return parts
 
@@ -211,6 +222,12 @@ class Encoder:
         if bad.any():
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise EncodingError(f"value {z[where]} at index {where}: only finite numbers encode")
+        parts = (float(np.max(np.abs(part), initial=0.0)) for part in (z.real, z.imag))
+        if (largest := max(parts)) >= _SLOT_LIMIT:
+            raise EncodingError(
+                f"the values reach {largest:.1e}, the highest level holds less than "
+                f"2^{self.params.log2_moduli[-1] - 1:.1f} with the scale; use smaller values"
+            )
         return z
 
     def _level(self, level: int | None) -> int:
@@ -237,18 +254,29 @@ def imaginary_unit(ring_degree: int, prime: int) -> int:
     return pow(primitive_root_of_unity(prime, 2 * ring_degree), ring_degree // 2, prime)
 
 
-def _small_ntt(coefficients: list[int], ring_degree: int, prime: int) -> NDArray[np.uint32]:
-    """Transform a polynomial in ``X^(N/m)`` given by its m coefficients (quadratic, m is small)."""
-    m = len(coefficients)
-    psi = pow(primitive_root_of_unity(prime, 2 * ring_degree), ring_degree // m, prime)
+def subring_ntt(
+    coefficients: NDArray[np.float64], ring_degree: int, prime: int
+) -> NDArray[np.uint32]:
+    """Return the residues of polynomials in ``X^(N/m)`` from integer coefficients ``[..., m]``.
+
+    The same transform as that of the ring, on the m distinct points; magnitudes below 2^100.
+    """
+    m = coefficients.shape[-1]
     p = np.uint64(prime)
-    table = powers(psi, 2 * m, prime)
-    c = np.array([v % prime for v in coefficients], np.uint64)
-    exponents = 2 * bit_reversal(m) + 1
-    total = np.zeros(m, np.uint64)
-    for k in range(m):
-        total = (total + c[k] * table[exponents * k % (2 * m)]) % p
-    return total.astype(np.uint32)
+    psi = pow(primitive_root_of_unity(prime, 2 * ring_degree), ring_degree // m, prime)
+    w = powers(psi, m, prime)[bit_reversal(m)]
+    if float(np.max(np.abs(coefficients), initial=0.0)) < _INT64_LIMIT:
+        x = (coefficients.astype(np.int64) % prime).astype(np.uint64)
+    else:
+        x = np.array([int(c) % prime for c in coefficients.reshape(-1)], np.uint64)
+    x = x.reshape(-1, m)
+    blocks = 1
+    while blocks < m:
+        y = x.reshape(len(x), blocks, 2, -1)
+        t = y[:, :, 1] * w[blocks : 2 * blocks, None] % p
+        x = np.stack([(y[:, :, 0] + t) % p, (y[:, :, 0] + p - t) % p], axis=2).reshape(-1, m)
+        blocks *= 2
+    return x.astype(np.uint32).reshape(coefficients.shape)
 
 
 def _balanced_float(residues: NDArray[np.uint32], primes: list[int]) -> NDArray[np.float64]:

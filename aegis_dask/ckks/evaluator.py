@@ -13,7 +13,7 @@ from aegis_dask.ckks.galois import (
     conjugation_element,
     rotation_element,
 )
-from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys
+from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.levels import LevelPlanner
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
@@ -64,12 +64,16 @@ class Evaluator:
             x, y = self._align(x, y)
             x, y = self._same_components(x, y)
             limbs = self.params.limbs(x.level)
-            return x.with_data(op(x.data, y.data, limbs))
+            if x.batch >= y.batch:
+                return x.with_data(op(x.data, y.data, limbs))
+            # Kernels repeat their second operand only.
+            swapped = y.with_data(op(y.data, x.data, limbs))
+            return swapped if sign > 0 else self.negate(swapped)
         if not isinstance(y, Plaintext):
             if np.ndim(y) == 0:
                 constant = self.encoder.constant(sign * complex(y), x.level, x.scale)  # type: ignore[arg-type]
                 return self._on_first(x, lambda c0, l: ring.add_runs(c0, constant, l))
-            y = self.encoder.encode(y, level=x.level, scale=x.scale)  # type: ignore[arg-type]
+            y = self.encoder.encode(y, level=x.level, scale=x.scale)
         check_same(x, y, names=("the ciphertext", "the plaintext"))
         if y.level != x.level or y.scale != x.scale:
             raise ScaleError(
@@ -230,11 +234,16 @@ class Evaluator:
             If `level` is above that of x, or equal to it with another scale.
         """
         self._check(x)
+        if not 0 <= level <= x.level:
+            raise LevelError(f"{x!r} cannot be brought to level {level}; levels only go down")
         target = self.params.scales[level] if scale is None else scale
-        if level == x.level and x.scale == target:
-            return x
-        if not 0 <= level < x.level:
-            raise LevelError(f"{x!r} cannot be brought to level {level} with scale {target!r}")
+        if level == x.level:
+            if x.scale == target:
+                return x
+            raise LevelError(
+                f"{x!r} cannot be brought to scale {target!r} at its own level; a change of scale "
+                "takes a level"
+            )
         window, plan = self.levels.adjust(x.level, x.scale, level, target)
         own = self.params.window(x.level)
         kept = x.data[:, :, window.start - own.start : window.stop - own.start]
@@ -272,7 +281,7 @@ class Evaluator:
 
     def _same_components(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
         if x.components == y.components:
-            return (x, y) if x.batch >= y.batch else (y, x)
+            return x, y
         few, many = (x, y) if x.components < y.components else (y, x)
         data = self.params.ring.zeros((few.batch, *many.data.shape[1:]))
         data[:, : few.components] = few.data
@@ -294,21 +303,20 @@ class Evaluator:
         if x.components == 2:
             return self.rescale(x) if rescale else x
         key = self.keys.for_multiplication()
-        last = np.ascontiguousarray(x.data[:, 2])
-        inner = self._inner_product(last, x.level, key)
         level, scale = x.level, x.scale
         if rescale:
             self._require_level(x)
             _, scale = self.levels.rescale(x.level, x.scale)
             level -= 1
-        plan = self.levels.mod_down(x.level, level)
-        data = self.params.ring.mod_down(inner, plan, addend=np.ascontiguousarray(x.data[:, :2]))
+        data = self.params.ring.switch_key(
+            np.ascontiguousarray(x.data[:, 2]),
+            self.levels.digit_raise(x.level),
+            key.b,
+            key.a,
+            self.levels.mod_down(x.level, level),
+            addend=np.ascontiguousarray(x.data[:, :2]),
+        )
         return x.with_data(data, level, scale)
-
-    def _inner_product(self, c: Any, level: int, key: EvaluationKey) -> Any:
-        plan = self.levels.digit_raise(level)
-        digits = self.params.ring.raise_digits(c, plan)
-        return self.params.ring.inner_product(c, digits, plan, key.b, key.a, transform=True)
 
     def rotate(self, x: Ciphertext, steps: int) -> Ciphertext:
         """Rotate the slots to the left: slot j takes the value of slot j + steps.
@@ -352,6 +360,10 @@ class Evaluator:
         ring, plan = self.params.ring, self.levels.digit_raise(x.level)
         down = self.levels.mod_down(x.level, x.level)
         c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
+        if len(elements) == 1:
+            key, g = keys[0], elements[0]
+            data = ring.switch_key(c1, plan, key.b, key.a, down, c0[:, None], g)
+            return [x.with_data(data)]
         digits = ring.raise_digits(c1, plan)
         out = []
         for i, (g, key) in enumerate(zip(elements, keys, strict=True)):

@@ -75,6 +75,9 @@ class PublicKey:
         first: Array = out[0]
         return first
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.params, self.b, self.seed)  # without the half that is regenerated
+
     def __repr__(self) -> str:
         return f"PublicKey({self.params.name})"
 
@@ -97,6 +100,9 @@ class EvaluationKey:
         digits = list(range(self.params.digits))
         limbs = _all_limbs(self.params)
         return self.params.ring.uniform(self.seed, sampling.DOMAIN_EVALUATION_KEY, digits, limbs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.params, self.b, self.seed)  # without the half that is regenerated
 
     @property
     def nbytes(self) -> int:
@@ -283,7 +289,7 @@ class KeyGenerator:
         key = EvaluationKey(params, b, seed)
         b = ring.sub(b, ring.multiply(key.a, target, limbs), limbs, out=b)
         for d in range(params.digits):
-            own = slice(d * params.digit_size, min((d + 1) * params.digit_size, len(primes)))
+            own = slice(params.digit_bounds[d], params.digit_bounds[d + 1])
             factors = [[(params.chain.special_modulus << 32) % p] for p in primes[own]]
             ring.multiply_runs(
                 source[own], np.array(factors, np.uint32), limbs[own], accumulate=b[d, own]

@@ -48,7 +48,7 @@ class LevelPlanner:
 
 @lru_cache(maxsize=512)
 def _digit_raise(params: Parameters, level: int) -> DigitRaise:
-    return digit_raise(params.chain, params.window(level), params.digit_size)
+    return digit_raise(params.chain, params.window(level), params.digit_bounds)
 
 
 @lru_cache(maxsize=512)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aegis_dask.ckks.encoder import Encoder, _small_ntt, embed
+from aegis_dask.ckks.encoder import Encoder, embed, subring_ntt
 from aegis_dask.ckks.galois import rotation_element
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, check_same
-from aegis_dask.errors import EncodingError, LevelError
+from aegis_dask.errors import EncodingError, LevelError, ScaleError
 
 if TYPE_CHECKING:
     from aegis_dask.ckks.evaluator import Evaluator
@@ -70,9 +70,8 @@ class LinearTransform:
             )
         rows = np.arange(d)
         diagonals = {k: m[rows, (rows + k) % d] for k in range(d)}
-        return cls.from_diagonals(
-            params, {k: v for k, v in diagonals.items() if np.any(v)}, level, baby_steps
-        )
+        nonzero = {k: v for k, v in diagonals.items() if np.any(v)} or {0: diagonals[0]}
+        return cls.from_diagonals(params, nonzero, level, baby_steps)
 
     @classmethod
     def from_diagonals(
@@ -106,6 +105,8 @@ class LinearTransform:
         level = encoder._level(level)
         if level == 0:
             raise LevelError("a linear transform takes one level; level 0 has none")
+        if not diagonals:
+            raise EncodingError("a linear transform needs at least one diagonal")
         vectors = {int(k) % params.slots: encoder._check(v) for k, v in diagonals.items()}
         lengths = {len(v) for v in vectors.values()}
         if len(lengths) != 1 or (period := lengths.pop()) & (period - 1):
@@ -121,11 +122,8 @@ class LinearTransform:
         zero = np.zeros(period, np.complex128)
         runs = 2 * period
         if runs * MIN_RUN <= params.ring_degree:
-            weights = np.zeros((len(limbs), runs, len(giants), len(babies)), np.uint32)
-            for i, g in enumerate(giants):
-                for j, b in enumerate(babies):
-                    v = np.roll(folded.get(g + b, zero), g)
-                    weights[:, :, i, j] = _encode_runs(params, v, limbs, scale)
+            rolled = [[np.roll(folded.get(g + b, zero), g) for b in babies] for g in giants]
+            weights = _encode_runs(params, np.array(rolled), limbs, scale)
             return cls(params, level, babies, giants, weights)
         table = {}
         for g in giants:
@@ -170,17 +168,30 @@ def _prime(params: Parameters, i: int) -> int:
     return primes[i] if i < len(primes) else params.chain.special_primes[i - len(primes)]
 
 
+def _coefficients(values: NDArray[np.complex128], n: int, scale: float) -> NDArray[np.float64]:
+    """Return the scaled and rounded coefficients ``[..., n]`` of slots ``[..., n/2]``."""
+    c = np.rint(embed(values, n) * scale)
+    largest = float(np.max(np.abs(c)))
+    if largest >= 2.0**62:
+        raise EncodingError(
+            f"the scaled diagonals reach 2^{np.log2(largest):.1f}, they must stay below 2^62; they "
+            "are too large for the scale of the level"
+        )
+    return c
+
+
 def _encode_runs(
-    params: Parameters, values: NDArray[np.complex128], limbs: list[int], scale: float
+    params: Parameters, vectors: NDArray[np.complex128], limbs: list[int], scale: float
 ) -> NDArray[np.uint32]:
-    """Return ``[limb, 2 period]`` residues in Montgomery form."""
-    c = [round(v) for v in embed(values, 2 * len(values)) * scale]
-    rows = []
-    for i in limbs:
+    """Return ``[limb, 2 period, ...]`` residues of ``[..., period]`` in Montgomery form."""
+    period = vectors.shape[-1]
+    c = _coefficients(vectors, 2 * period, scale)
+    out = np.empty((len(limbs), 2 * period, *vectors.shape[:-1]), np.uint32)
+    for row, i in enumerate(limbs):
         p = _prime(params, i)
-        row = _small_ntt(c, params.ring_degree, p).astype(np.uint64)
-        rows.append(row * np.uint64((1 << 32) % p) % np.uint64(p))
-    return np.array(rows, np.uint32)
+        residues = subring_ntt(c, params.ring_degree, p).astype(np.uint64)
+        out[row] = np.moveaxis(residues * np.uint64((1 << 32) % p) % np.uint64(p), -1, 0)
+    return out
 
 
 def _encode_full(
@@ -188,9 +199,7 @@ def _encode_full(
 ) -> Any:
     """Return ``[limb, N]`` residues in Montgomery form."""
     ring = params.ring
-    c = np.rint(embed(values, params.ring_degree) * scale)
-    if np.max(np.abs(c)) >= 2.0**62:
-        raise EncodingError("diagonal values are too large for the scale of the level")
+    c = _coefficients(values, params.ring_degree, scale)
     residues = ring.ntt(ring.from_signed(c.astype(np.int64), limbs), limbs)
     return ring.to_montgomery(residues, limbs)
 
@@ -202,12 +211,16 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
     ------
     LevelError
         If x is below the level of the transform.
+    ScaleError
+        If x has three components.
     MissingKeyError
         If a rotation of `t.rotations` has no key of its own.
     """
     check_same(x, t, names=("the ciphertext", "the linear transform"))
     if x.level < t.level:
         raise LevelError(f"{t!r} does not apply to {x!r}; encode it with level={x.level}")
+    if x.components != 2:
+        raise ScaleError("linear transforms take ciphertexts of 2 components; relinearise first")
     x = ev.to_level(x, t.level) if x.level > t.level else x
     params, ring = ev.params, ev.params.ring
     limbs, n = _extended_limbs(params, t.level), params.ring_degree

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
@@ -99,9 +100,10 @@ class Ciphertext:
             seed=None,
         )
 
-    def __getitem__(self, index: int | slice) -> Ciphertext:
+    def __getitem__(self, index: SupportsIndex | slice) -> Ciphertext:
         """Select from the batch."""
-        if isinstance(index, int):
+        if not isinstance(index, slice):
+            index = operator.index(index)
             if not -self.batch <= index < self.batch:
                 raise IndexError(f"index {index} of a batch of {self.batch} ciphertexts")
             index = slice(index, index + 1 or None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from math import ceil, log2
+from math import log2
 from typing import TYPE_CHECKING, Any
 
 from aegis_dask.ckks.scale import Scale
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from aegis_dask.ring.backend import Ring
 
 MAX_DIGITS = 8
+MIN_SPECIAL_MARGIN_BITS = 8
+"""How much P exceeds the largest digit: the noise of key switching grows with their ratio."""
 MIN_LOG_N, MAX_LOG_N = 10, 17
 
 
@@ -62,17 +65,17 @@ class ParametersLiteral:
 PRESETS: dict[str, ParametersLiteral] = {
     p.name: p
     for p in (
-        ParametersLiteral(13, 50, (30,) * 3, 2, 3, 30, name="n13-d30"),
+        ParametersLiteral(13, 50, (30,) * 3, 2, 4, 30, name="n13-d30"),
         ParametersLiteral(14, 50, (40,) * 5 + (60,), 4, 4, 40, name="n14-d40"),
         ParametersLiteral(15, 50, (40,) * 11 + (60, 60), 8, 3, 40, name="n15-d40"),
-        ParametersLiteral(16, 50, (35,) * 33 + (60,), 15, 3, 35, name="n16-d35"),
+        ParametersLiteral(16, 50, (35,) * 33 + (60,), 12, 4, 35, name="n16-d35"),
         ParametersLiteral(16, 50, (40,) * 29 + (60,), 15, 3, 40, name="n16-d40"),
         ParametersLiteral(16, 60, (45,) * 25 + (60,), 15, 3, 45, name="n16-d45"),
         ParametersLiteral(16, 60, (54,) * 22, 16, 3, 54, name="n16-d54"),
         ParametersLiteral(
             10, 50, (40,) * 5 + (60,), 4, 4, 40, insecure=True, name="insecure-n10-d40"
         ),
-        ParametersLiteral(11, 50, (35,) * 9, 5, 3, 35, insecure=True, name="insecure-n11-d35"),
+        ParametersLiteral(11, 50, (35,) * 9, 6, 3, 35, insecure=True, name="insecure-n11-d35"),
         ParametersLiteral(
             12, 50, (40,) * 11 + (60, 60), 8, 3, 40, insecure=True, name="insecure-n12-d40"
         ),
@@ -101,15 +104,16 @@ class Parameters:
         self.chain: ModulusChain = build_chain(
             1 << literal.log_n, literal.base_bits, literal.level_bits, literal.special_primes
         )
-        self.digit_size = ceil(len(self.chain.primes) / literal.digits)
+        self.digit_bounds = balanced_digits(self.chain.primes, literal.digits)
         largest = max(
-            sum(log2(p) for p in self.chain.primes[i : i + self.digit_size])
-            for i in range(0, len(self.chain.primes), self.digit_size)
+            sum(log2(p) for p in self.chain.primes[i:j])
+            for i, j in itertools.pairwise(self.digit_bounds)
         )
-        if log2(self.chain.special_modulus) < largest:
+        if log2(self.chain.special_modulus) < largest + MIN_SPECIAL_MARGIN_BITS:
             raise ParameterError(
                 f"the largest of {literal.digits} digits has {largest:.0f} bits, P only "
-                f"{log2(self.chain.special_modulus):.0f}; use more digits or special primes"
+                f"{log2(self.chain.special_modulus):.0f}; P must be {MIN_SPECIAL_MARGIN_BITS} bits "
+                "larger to keep the noise of key switching low: use more digits or special primes"
             )
         if not literal.insecure:
             check_key_modulus(literal.log_n, self.log2_key_modulus, "an evaluation key")
@@ -169,7 +173,7 @@ class Parameters:
     @property
     def digits(self) -> int:
         """Number of digits of an evaluation key."""
-        return ceil(len(self.chain.primes) / self.digit_size)
+        return len(self.digit_bounds) - 1
 
     @property
     def evaluation_key_bytes(self) -> int:
@@ -221,7 +225,7 @@ class Parameters:
             "primes": self.chain.primes,
             "special_primes": self.chain.special_primes,
             "windows": [(w.start, w.stop) for w in self.chain.windows],
-            "digit_size": self.digit_size,
+            "digit_bounds": self.digit_bounds,
             "scale_bits": self.literal.scale_bits,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -245,6 +249,28 @@ class Parameters:
             f"scale 2^{self.literal.scale_bits}, log2 QP {self.log2_key_modulus:.0f}, "
             f"{'128-bit secure' if self.is_secure else 'INSECURE'})"
         )
+
+
+def balanced_digits(primes: Sequence[int], count: int) -> tuple[int, ...]:
+    """Cut `primes` into at most `count` runs whose largest product is as small as possible.
+
+    Returns
+    -------
+    tuple of int
+        The first index of every run, and the number of primes.
+    """
+    bits = [0.0, *itertools.accumulate(log2(p) for p in primes)]
+    total = len(primes)
+    # best[i]: (largest run, bounds) of the primes before i, with the runs so far
+    best: list[tuple[float, tuple[int, ...]]] = [(b, (0, i)) for i, b in enumerate(bits)]
+    for _ in range(min(count, total) - 1):
+        best = [
+            min((max(best[j][0], bits[i] - bits[j]), (*best[j][1], i)) for j in range(i))
+            if i
+            else (0.0, (0,))
+            for i in range(total + 1)
+        ]
+    return tuple(sorted(set(best[total][1])))
 
 
 def _check_literal(p: ParametersLiteral) -> None:

@@ -79,8 +79,8 @@ def evaluate_chebyshev(
         If a coefficient is not finite.
     """
     c = np.atleast_1d(np.asarray(coefficients, np.complex128))
-    if c.ndim != 1 or not np.isfinite(c).all():
-        raise EncodingError(f"coefficients must be a finite vector, got shape {c.shape}")
+    if c.ndim != 1 or not len(c) or not np.isfinite(c).all():
+        raise EncodingError(f"one or more finite coefficients are needed, got shape {c.shape}")
     last = np.flatnonzero(c)
     c = c[: last[-1] + 1] if len(last) else c[:1]
     low, high = interval

@@ -52,4 +52,5 @@ def error(shape: tuple[int, ...]) -> NDArray[np.int64]:
     mask = np.uint64((1 << ERROR_BITS) - 1)
     plus = np.bitwise_count(words & mask).astype(np.int64)
     minus = np.bitwise_count((words >> np.uint64(ERROR_BITS)) & mask).astype(np.int64)
-    return (plus - minus).reshape(shape)
+    out: NDArray[np.int64] = (plus - minus).reshape(shape)
+    return out

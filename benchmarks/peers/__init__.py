@@ -1,4 +1,4 @@
-"""Other CKKS libraries, each measured in a subprocess of its own.
+"""CKKS libraries, ours among them, each measured in a subprocess of its own.
 
 A fresh process keeps figures honest: the number of threads is fixed before the library loads, and
 its peak memory is nobody else's.
@@ -33,7 +33,9 @@ class Peer:
     install: str
 
 
+OURS = "aegis"
 PEERS: Mapping[str, Peer] = {
+    OURS: Peer("benchmarks.peers.aegis_peer", "pip install -e ."),
     "openfhe": Peer(
         "benchmarks.peers.openfhe_peer",
         "pip install openfhe; each of its wheels serves one Python version only (the one for "
@@ -107,7 +109,8 @@ def run_peer(
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Environment with the thread count that OpenMP reads when a library loads."""
-    # NumPy only checks results; its threads would count as the library's load.
-    fixed = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**os.environ, **fixed}
+    """Environment with the thread count that OpenMP and Numba read when a library loads."""
+    count = str(threads)
+    # NumPy's BLAS only checks results; its threads would count as the library's load.
+    fixed = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**os.environ, **fixed, "OMP_NUM_THREADS": count, "NUMBA_NUM_THREADS": count}

@@ -55,20 +55,16 @@ def shoup_mod(x: Any, w: Any, ws: Any, p: Any) -> Any:
 
 
 @inline
-def reduce4(even: Any, odd: Any, p_inv: Any, p: Any, p2: Any) -> Any:
-    """64-bit t with t < 4 p 2^32 -> t 2^-32 mod p in [0, p)."""
+def reduce4_lazy(even: Any, odd: Any, p_inv: Any, p: Any, p2: Any) -> Any:
+    """64-bit t with t < 4 p 2^32 -> t 2^-32 mod p in (0, 3p)."""
     h = qhigh_words(even, odd)
-    h = vadd(vmin(h, vsub(h, p2)), vsub(p, vmontgomery(even, odd, p_inv, p)))
-    return canonical4(h, p, p2)
+    return vsub(vadd(vmin(h, vsub(h, p2)), p), vmontgomery(even, odd, p_inv, p))
 
 
 @inline
-def reduce8(even: Any, odd: Any, p_inv: Any, p: Any, p2: Any) -> Any:
-    """64-bit t with t < 8 p 2^32 -> t 2^-32 mod p in [0, p)."""
-    h = qhigh_words(even, odd)
-    h = vmin(h, vsub(h, vadd(p2, p2)))
-    h = vadd(vmin(h, vsub(h, p2)), vsub(p, vmontgomery(even, odd, p_inv, p)))
-    return canonical4(h, p, p2)
+def reduce4(even: Any, odd: Any, p_inv: Any, p: Any, p2: Any) -> Any:
+    """64-bit t with t < 4 p 2^32 -> t 2^-32 mod p in [0, p)."""
+    return canonical4(reduce4_lazy(even, odd, p_inv, p, p2), p, p2)
 
 
 @inline

@@ -25,6 +25,18 @@ def permute_limb(out: Any, o: int, x: Any, ox: int, blocks: Any, patterns: Any, 
         vstore(out, o + b * 16, vpermute(v, vload(patterns, (e & 15) * 16)))
 
 
+@inline
+def permute_block(
+    out: Any, o: int, x: Any, ox: int, b: int, targets: Any, blocks: Any, patterns: Any
+) -> None:
+    """Move block b of 256 points of (x, ox) to its place ``targets[b]`` in (out, o)."""
+    first = int64(targets[b]) * 16
+    for v in range(first, first + 16):
+        e = int64(blocks[v])
+        y = vload(x, ox + (e >> 4) * 16)
+        vstore(out, o + v * 16, vpermute(y, vload(patterns, (e & 15) * 16)))
+
+
 @kernel(parallel=True)
 def permute(out: Any, x: Any, rows: int, blocks: Any, patterns: Any, n: int) -> None:
     """Apply one automorphism to `rows` limbs."""

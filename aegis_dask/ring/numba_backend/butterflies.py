@@ -16,7 +16,7 @@ from numba import uint32
 
 from aegis_dask.ring.numba_backend import arithmetic, simd
 from aegis_dask.ring.numba_backend.jit import generate, inline
-from aegis_dask.ring.numba_backend.simd import vadd, vmin, vshoup, vsub
+from aegis_dask.ring.numba_backend.simd import vadd, vmin, vshoup, vshoup_splat, vsub
 
 ROWS = 16
 TAIL = 256
@@ -33,6 +33,21 @@ def forward_butterfly(x: Any, y: Any, w: Any, ws: Any, p: Any, p2: Any) -> Any:
 
 
 @inline
+def forward_butterfly_splat(x: Any, y: Any, w: Any, ws: Any, p: Any, p2: Any) -> Any:
+    """`forward_butterfly` with one twiddle for all lanes."""
+    x = vmin(x, vsub(x, p2))
+    t = vshoup_splat(y, w, ws, p)
+    return vadd(x, t), vsub(vadd(x, p2), t)
+
+
+@inline
+def inverse_butterfly_splat(x: Any, y: Any, w: Any, ws: Any, p: Any, p2: Any) -> Any:
+    """`inverse_butterfly` with one twiddle for all lanes."""
+    s = vadd(x, y)
+    return vmin(s, vsub(s, p2)), vshoup_splat(vsub(vadd(x, p2), y), w, ws, p)
+
+
+@inline
 def inverse_butterfly(x: Any, y: Any, w: Any, ws: Any, p: Any, p2: Any) -> Any:
     """(x, y) -> (x + y, w (x - y)); all in [0, 2p)."""
     s = vadd(x, y)
@@ -43,7 +58,9 @@ _NAMESPACE: dict[str, Any] = {
     **vars(simd),
     **vars(arithmetic),
     "forward_butterfly": forward_butterfly,
+    "forward_butterfly_splat": forward_butterfly_splat,
     "inverse_butterfly": inverse_butterfly,
+    "inverse_butterfly_splat": inverse_butterfly_splat,
     "uint32": uint32,
 }
 
@@ -51,7 +68,7 @@ _NAMESPACE: dict[str, Any] = {
 def _stage(stage: int, log_rows: int, forward: bool, vector: bool) -> list[str]:
     """One stage across registers; `stage` counts from the widest butterflies."""
     half = (1 << log_rows) >> (stage + 1)
-    name = "forward_butterfly" if forward else "inverse_butterfly"
+    name = ("forward" if forward else "inverse") + "_butterfly" + ("" if vector else "_splat")
     lines = []
     for m in range(1 << stage):
         if vector:

@@ -10,20 +10,32 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import int64, prange, uint32, uint64
+from numba import get_thread_id, int64, prange, uint32, uint64
 
 from aegis_dask.ring.numba_backend import arithmetic, simd
 from aegis_dask.ring.numba_backend.arithmetic import reduce4, shoup_mod
-from aegis_dask.ring.numba_backend.automorphism import permute_limb
-from aegis_dask.ring.numba_backend.jit import generate, kernel
-from aegis_dask.ring.numba_backend.ntt import forward_limb, inverse_limb
+from aegis_dask.ring.numba_backend.automorphism import permute_block
+from aegis_dask.ring.numba_backend.butterflies import (
+    forward_tail_lazy,
+    forward_tail_scale_sub,
+    forward_tail_scale_sub_add,
+)
+from aegis_dask.ring.numba_backend.jit import generate, inline, kernel
+from aegis_dask.ring.numba_backend.ntt import (
+    TAIL_ARGUMENTS,
+    forward_limb_lazy,
+    forward_transform,
+    inverse_limb,
+)
 from aegis_dask.ring.numba_backend.simd import (
     qadd,
+    qhigh_words,
     qmul,
     qsplat,
     veven,
     vload,
     vodd,
+    vshift_right,
     vsplat,
     vstore,
 )
@@ -32,10 +44,11 @@ COLUMNS = 512
 """Columns per block: 16 source rows of 512 words are 32 KiB, an L1 cache's worth."""
 
 
-def _block(rows: int, vectors: int) -> Any:
+def _block(rows: int, vectors: int, reduce: str) -> Any:
     """``f(dst, d, j, y, c, width, mat, count, q, q_inv)``: `rows` targets x 16 `vectors` columns.
 
     ``d[r]`` are the offsets of the target rows, y holds `count` source rows of `width` words.
+    `reduce` names the final reduction: canonical, or lazy for a result that is transformed next.
     """
     ns: dict[str, Any] = {**vars(simd), **vars(arithmetic), "uint64": uint64, "uint32": uint32}
     cells = [(r, k) for r in range(rows) for k in range(vectors)]
@@ -58,15 +71,16 @@ def _block(rows: int, vectors: int) -> Any:
             lines.append(f"            o{r}_{k} = qadd(o{r}_{k}, qmul(b{k}, m))")
     lines += ["        h += uint64(8)"]
     for r in range(rows):
-        lines.append(f"    p = vsplat(q[j + {r}]); p2 = vsplat(uint32(2 * q[j + {r}]))")
+        lines.append(f"    p = vsplat(q[j + {r}]); p2 = vadd(p, p)")
         lines.append(f"    pi = vsplat(q_inv[j + {r}])")
         for k in range(vectors):
-            value = f"reduce4(e{r}_{k}, o{r}_{k}, pi, p, p2)"
+            value = f"{reduce}(e{r}_{k}, o{r}_{k}, pi, p, p2)"
             lines.append(f"    vstore(dst, d[j + {r}] + c + {16 * k}, {value})")
     return generate("\n".join(lines), ns)
 
 
-block4, block1 = _block(4, 2), _block(1, 2)
+block4, block1 = _block(4, 2, "reduce4"), _block(1, 2, "reduce4")
+block4_lazy, block1_lazy = _block(4, 2, "reduce4_lazy"), _block(1, 2, "reduce4_lazy")
 
 
 @kernel(parallel=True)
@@ -79,12 +93,14 @@ def convert(
     quotient: Any,
     q: Any,
     q_inv: Any,
+    lazy: bool,
     n: int,
 ) -> None:
     """``dst[j] = sum_i mat[j, i] src[i] 2^-32 mod q_j`` (minus v times the last column).
 
     `dst_rows`, `src_rows` are offsets in elements; q and q_inv those of the targets; `quotient`
-    non-empty makes the conversion exact (`conversion.BaseConversion`).
+    non-empty makes the conversion exact (`conversion.BaseConversion`). A `lazy` result lies in
+    (0, 3q), for a transform that follows.
     """
     ni, nj = src_rows.shape[0], dst_rows.shape[0]
     exact = quotient.shape[0] > 0
@@ -96,20 +112,114 @@ def convert(
             for c in range(0, COLUMNS, 16):
                 vstore(y, t + c, vload(src, s + c))
         if exact:
-            for c in range(COLUMNS):
-                acc = uint64(1) << uint64(55)
+            for c in range(0, COLUMNS, 16):
+                even = odd = qsplat(uint64(1) << uint64(55))
                 for i in range(ni):
-                    acc += uint64(y[i * COLUMNS + c]) * uint64(quotient[i])
-                y[ni * COLUMNS + c] = uint32(acc >> uint64(56))
+                    v, m = vload(y, i * COLUMNS + c), veven(vsplat(quotient[i]))
+                    even, odd = qadd(even, qmul(veven(v), m)), qadd(odd, qmul(vodd(v), m))
+                vstore(y, ni * COLUMNS + c, vshift_right(qhigh_words(even, odd), 24))
         count = mat.shape[1]
         d = dst_rows + o
         last = nj - nj % 4
-        for j in range(0, last, 4):
-            for c in range(0, COLUMNS, 32):
-                block4(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
-        for j in range(last, nj):
-            for c in range(0, COLUMNS, 32):
-                block1(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
+        if lazy:
+            for j in range(0, last, 4):
+                for c in range(0, COLUMNS, 32):
+                    block4_lazy(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
+            for j in range(last, nj):
+                for c in range(0, COLUMNS, 32):
+                    block1_lazy(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
+        else:
+            for j in range(0, last, 4):
+                for c in range(0, COLUMNS, 32):
+                    block4(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
+            for j in range(last, nj):
+                for c in range(0, COLUMNS, 32):
+                    block1(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
+
+
+@inline
+def _accumulate(
+    acc: Any,
+    acc_rows: Any,
+    x: Any,
+    x_rows: Any,
+    own: Any,
+    own_row: int,
+    own_digit: int,
+    key_b: Any,
+    key_a: Any,
+    key_rows: Any,
+    start: int,
+    stop: int,
+    q: int,
+    q_inv: int,
+) -> None:
+    """``acc[0/1] = sum_d x_d key_b/a[d] 2^-32`` on the points [start, stop) of one limb.
+
+    The rows of acc may be rows of x.
+    """
+    p, p2, pi = vsplat(uint32(q)), vsplat(uint32(2 * q)), vsplat(uint32(q_inv))
+    for c in range(start, stop, 16):
+        e0 = o0 = e1 = o1 = qsplat(uint64(0))
+        for d in range(x_rows.shape[0]):
+            v = vload(own, own_row + c) if d == own_digit else vload(x, x_rows[d] + c)
+            kb, ka = vload(key_b, key_rows[d] + c), vload(key_a, key_rows[d] + c)
+            even, odd = veven(v), vodd(v)
+            e0, o0 = qadd(e0, qmul(even, veven(kb))), qadd(o0, qmul(odd, vodd(kb)))
+            e1, o1 = qadd(e1, qmul(even, veven(ka))), qadd(o1, qmul(odd, vodd(ka)))
+        vstore(acc, acc_rows[0] + c, reduce4(e0, o0, pi, p, p2))
+        vstore(acc, acc_rows[1] + c, reduce4(e1, o1, pi, p, p2))
+
+
+_forward_inner = forward_transform(
+    ", acc, acc_rows, x_rows, own, own_row, own_digit, key_b, key_a, key_rows, q_inv",
+    "pass",
+    f"""
+                forward_tail_lazy(x, xo + t, {TAIL_ARGUMENTS})
+                _accumulate(acc, acc_rows, x, x_rows, own, own_row, own_digit, key_b, key_a,
+                            key_rows, t, t + TAIL, q, q_inv)
+""",
+    {"forward_tail_lazy": forward_tail_lazy, "_accumulate": _accumulate},
+)
+"""Transform the last digit of a limb and form the inner product of each block right after it."""
+
+
+@kernel()
+def _inner_limb(
+    acc: Any,
+    acc_rows: Any,
+    work: Any,
+    work_rows: Any,
+    raised: Any,
+    raised_rows: Any,
+    own: Any,
+    own_row: int,
+    own_digit: int,
+    key_b: Any,
+    key_a: Any,
+    key_rows: Any,
+    tables: Any,
+    j: int,
+    q: int,
+    q_inv: int,
+) -> None:
+    """Transform the digits of one limb into `work` (which may be `raised`), then accumulate."""
+    digits = raised_rows.shape[0]
+    last = digits - 1 if own_digit != digits - 1 else digits - 2
+    for d in range(last):
+        if d != own_digit:
+            forward_limb_lazy(work, work_rows[d], raised, raised_rows[d], tables, j, q)
+    if last >= 0:
+        _forward_inner(
+            work, work_rows[last], raised, raised_rows[last], tables, j, q,
+            acc, acc_rows, work_rows, own, own_row, own_digit, key_b, key_a, key_rows, q_inv,
+        )  # fmt: skip
+    else:
+        n = int64(tables[0][3])
+        _accumulate(
+            acc, acc_rows, work, work_rows, own, own_row, own_digit, key_b, key_a, key_rows,
+            0, n, q, q_inv,
+        )  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -127,13 +237,10 @@ def inner_product(
     limbs: Any,
     batch: int,
     transform: bool,
-    plan: Any,
-    w: Any,
-    ws: Any,
-    vw: Any,
-    vws: Any,
+    tables: Any,
     q: Any,
     q_inv: Any,
+    n: int,
 ) -> None:
     """``acc[b, 0/1, j] = sum_d x_d[j] key_b/a[d, j] 2^-32``, the key in Montgomery form.
 
@@ -141,35 +248,133 @@ def inner_product(
     transformed in place first (lazily, [0, 2q)) if `transform`. All work on limb j happens while it
     is in the L2 cache. At most eight digits: sums of ``2p p`` stay below 2^64.
     """
-    n, nl = int64(plan[3]), limbs.shape[0]
+    nl = limbs.shape[0]
     for k in prange(nl):
         j = int64(limbs[k])
-        p, p2, pi = vsplat(q[j]), vsplat(uint32(2 * q[j])), vsplat(q_inv[j])
-        xo = np.empty(digits, np.int64)
-        ko = np.empty(digits, np.int64)
+        x_rows = np.empty(digits, np.int64)
+        key_rows = np.empty(digits, np.int64)
+        acc_rows = np.empty(2, np.int64)
+        own_digit = int64(digit_of[k])
         for b in range(batch):
+            own_row = (b * own_limbs + k) * n
+            acc_rows[0], acc_rows[1] = (2 * b * nl + k) * n, ((2 * b + 1) * nl + k) * n
             for d in range(digits):
-                ko[d] = ((first_digit + d) * key_limbs + j) * n
-                xo[d] = ((b * digits + d) * nl + k) * n
-                if transform and digit_of[k] != d:
-                    forward_limb(
-                        1, raised, xo[d], raised, xo[d], raised, xo[d], plan, w, ws, vw, vws, j,
-                        q[j], raised, 0, 0, 0, raised, 0, 0, 0,
-                    )  # fmt: skip
-            o0, o1 = (2 * b * nl + k) * n, ((2 * b + 1) * nl + k) * n
-            for c in range(0, n, 16):
-                e0 = o_0 = e1 = o_1 = qsplat(uint64(0))
-                for d in range(digits):
-                    if digit_of[k] == d:
-                        v = vload(own, (b * own_limbs + k) * n + c)
-                    else:
-                        v = vload(raised, xo[d] + c)
-                    kb, ka = vload(key_b, ko[d] + c), vload(key_a, ko[d] + c)
-                    even, odd = veven(v), vodd(v)
-                    e0, o_0 = qadd(e0, qmul(even, veven(kb))), qadd(o_0, qmul(odd, vodd(kb)))
-                    e1, o_1 = qadd(e1, qmul(even, veven(ka))), qadd(o_1, qmul(odd, vodd(ka)))
-                vstore(acc, o0 + c, reduce4(e0, o_0, pi, p, p2))
-                vstore(acc, o1 + c, reduce4(e1, o_1, pi, p, p2))
+                key_rows[d] = ((first_digit + d) * key_limbs + j) * n
+                x_rows[d] = ((b * digits + d) * nl + k) * n
+            if transform:
+                _inner_limb(
+                    acc, acc_rows, raised, x_rows, raised, x_rows, own, own_row, own_digit,
+                    key_b, key_a, key_rows, tables, j, q[j], q_inv[j],
+                )  # fmt: skip
+            else:
+                _accumulate(
+                    acc, acc_rows, raised, x_rows, own, own_row, own_digit, key_b, key_a, key_rows,
+                    0, n, q[j], q_inv[j],
+                )  # fmt: skip
+
+
+@kernel()
+def _inner_to_work(
+    work: Any,
+    work_offset: int,
+    acc_rows: Any,
+    raised: Any,
+    own: Any,
+    own_limbs: int,
+    key_b: Any,
+    key_a: Any,
+    key_limbs: int,
+    first_digit: int,
+    digits: int,
+    digit_of: Any,
+    limbs: Any,
+    b: int,
+    k: int,
+    tables: Any,
+    q: Any,
+    q_inv: Any,
+    n: int,
+) -> None:
+    """Inner product of limb k in a thread's work space, at the rows that it writes to `acc_rows`.
+
+    Nothing but the key is read from memory more than once, and nothing is written to it: the
+    digits are transformed into the work space, and the sums overwrite two of them there.
+    """
+    j = int64(limbs[k])
+    own_digit = int64(digit_of[k])
+    raised_rows = np.empty(digits, np.int64)
+    work_rows = np.empty(digits, np.int64)
+    key_rows = np.empty(digits, np.int64)
+    place = work_offset
+    for d in range(digits):
+        key_rows[d] = ((first_digit + d) * key_limbs + j) * n
+        raised_rows[d] = ((b * digits + d) * limbs.shape[0] + k) * n
+        work_rows[d] = place
+        if d != own_digit:
+            place += n
+    # The first two places hold digits, or nothing yet: a sum may overwrite its own operands.
+    acc_rows[0], acc_rows[1] = work_offset, work_offset + n
+    _inner_limb(
+        work, acc_rows, work, work_rows, raised, raised_rows, own, (b * own_limbs + k) * n,
+        own_digit, key_b, key_a, key_rows, tables, j, q[j], q_inv[j],
+    )  # fmt: skip
+
+
+@kernel(parallel=True)
+def switch_sources(
+    out: Any,
+    work: Any,
+    work_size: int,
+    raised: Any,
+    own: Any,
+    own_limbs: int,
+    key_b: Any,
+    key_a: Any,
+    key_limbs: int,
+    first_digit: int,
+    digits: int,
+    digit_of: Any,
+    limbs: Any,
+    batch: int,
+    rows: Any,
+    factor: Any,
+    factor_s: Any,
+    addend: Any,
+    addend_count: int,
+    addend_limbs: int,
+    addend_factor: Any,
+    addend_factor_s: Any,
+    tables: Any,
+    inverse_tables: Any,
+    q: Any,
+    q_inv: Any,
+    n: int,
+) -> None:
+    """`inner_product` and `divide_sources` in one, on the limbs that leave: ``out[b, 2, source]``.
+
+    The addend ``[b, addend_count, limb, N]`` goes to the first components.
+    """
+    count = rows.shape[0]
+    for i in prange(count * batch):
+        s, b = i // batch, i % batch
+        k = rows[s]
+        j = int64(limbs[k])
+        acc_rows = np.empty(2, np.int64)
+        _inner_to_work(
+            work, get_thread_id() * work_size, acc_rows, raised, own, own_limbs, key_b, key_a,
+            key_limbs, first_digit, digits, digit_of, limbs, b, k, tables, q, q_inv, n,
+        )  # fmt: skip
+        for h in range(2):
+            x = acc_rows[h]
+            if h < addend_count and addend_factor[s] != 0:
+                p = vsplat(q[j])
+                f, fs = vsplat(addend_factor[s]), vsplat(addend_factor_s[s])
+                oa = ((b * addend_count + h) * addend_limbs + k) * n
+                for c in range(0, n, 16):
+                    t = shoup_mod(vload(addend, oa + c), f, fs, p)
+                    vstore(work, x + c, arithmetic.add_mod(vload(work, x + c), t, p))
+            o = ((2 * b + h) * count + s) * n
+            inverse_limb(out, o, work, x, inverse_tables, j, q[j], factor[s], factor_s[s])
 
 
 @kernel(parallel=True)
@@ -187,18 +392,15 @@ def divide_sources(
     addend_limbs: int,
     addend_factor: Any,
     addend_factor_s: Any,
-    plan: Any,
-    iw: Any,
-    iws: Any,
-    ivw: Any,
-    ivws: Any,
+    tables: Any,
     q: Any,
+    n: int,
 ) -> None:
     """``out[poly, i] = factor[i] N INTT(x[poly, rows[i]] + addend_factor[i] addend)``.
 
     ``addend_index[poly]`` is the polynomial of the addend, or -1 for none.
     """
-    n, count = int64(plan[3]), rows.shape[0]
+    count = rows.shape[0]
     for i in prange(count * polys):
         s, b = i // polys, i % polys
         j = int64(primes[s])
@@ -210,9 +412,78 @@ def divide_sources(
             for c in range(0, n, 16):
                 t = shoup_mod(vload(addend, oa + c), f, fs, p)
                 vstore(out, o + c, arithmetic.add_mod(vload(x, ox + c), t, p))
-            inverse_limb(out, o, out, o, plan, iw, iws, ivw, ivws, j, q[j], factor[s], factor_s[s])
+            inverse_limb(out, o, out, o, tables, j, q[j], factor[s], factor_s[s])
         else:
-            inverse_limb(out, o, x, ox, plan, iw, iws, ivw, ivws, j, q[j], factor[s], factor_s[s])
+            inverse_limb(out, o, x, ox, tables, j, q[j], factor[s], factor_s[s])
+
+
+_OPERANDS = ", dst, do, y, yo, a, as_"
+_SETUP = "va, vas = vsplat(uint32(a)), vsplat(uint32(as_))"
+_OPERANDS_ADD = _OPERANDS + ", z, zo, c, cs"
+_SETUP_ADD = _SETUP + "; vc, vcs = vsplat(uint32(c)), vsplat(uint32(cs))"
+_SUB = f"forward_tail_scale_sub({{}}, {TAIL_ARGUMENTS}, y, yo + t, va, vas)"
+_ADD = f"forward_tail_scale_sub_add({{}}, {TAIL_ARGUMENTS}, y, yo + t, va, vas, z, zo + t, vc, vcs)"
+_PERMUTE = "; permute_block(dst, do, x, xo, b, targets, blocks, patterns)"
+_TAILS = {
+    "forward_tail_scale_sub": forward_tail_scale_sub,
+    "forward_tail_scale_sub_add": forward_tail_scale_sub_add,
+    "permute_block": permute_block,
+}
+_divide = forward_transform(_OPERANDS, _SETUP, _SUB.format("dst, do + t"), _TAILS)
+_divide_add = forward_transform(_OPERANDS_ADD, _SETUP_ADD, _ADD.format("dst, do + t"), _TAILS)
+_divide_permute = forward_transform(
+    _OPERANDS + ", targets, blocks, patterns", _SETUP, _SUB.format("x, xo + t") + _PERMUTE, _TAILS
+)
+_divide_add_permute = forward_transform(
+    _OPERANDS_ADD + ", targets, blocks, patterns",
+    _SETUP_ADD,
+    _ADD.format("x, xo + t") + _PERMUTE,
+    _TAILS,
+)
+
+
+@kernel()
+def _divide_limb(
+    work: Any,
+    wo: int,
+    remainder: Any,
+    ro: int,
+    out: Any,
+    o: int,
+    x: Any,
+    xo: int,
+    f: int,
+    fs: int,
+    addend: Any,
+    ao: int,
+    g: int,
+    gs: int,
+    added: bool,
+    permuted: bool,
+    targets: Any,
+    blocks: Any,
+    patterns: Any,
+    tables: Any,
+    j: int,
+    p: int,
+) -> None:
+    """``out = f x - NTT(remainder) (+ g addend)`` for one limb, then an automorphism."""
+    if added:
+        if permuted:
+            _divide_add_permute(
+                work, wo, remainder, ro, tables, j, p, out, o, x, xo, f, fs, addend, ao, g, gs,
+                targets, blocks, patterns,
+            )  # fmt: skip
+        else:
+            _divide_add(
+                work, wo, remainder, ro, tables, j, p, out, o, x, xo, f, fs, addend, ao, g, gs
+            )
+    elif permuted:
+        _divide_permute(
+            work, wo, remainder, ro, tables, j, p, out, o, x, xo, f, fs, targets, blocks, patterns
+        )
+    else:
+        _divide(work, wo, remainder, ro, tables, j, p, out, o, x, xo, f, fs)
 
 
 @kernel(parallel=True)
@@ -234,35 +505,86 @@ def divide_targets(
     permuted: bool,
     blocks: Any,
     patterns: Any,
-    plan: Any,
-    w: Any,
-    ws: Any,
-    vw: Any,
-    vws: Any,
+    targets: Any,
+    tables: Any,
     q: Any,
+    n: int,
 ) -> None:
     """``out = factor x - NTT(remainder) + addend_factor addend``, then an automorphism.
 
     `remainder` is overwritten. Limbs that enter have factor 0.
     """
-    n, limbs = int64(plan[3]), rows.shape[0]
+    limbs = rows.shape[0]
     for i in prange(limbs * polys):
         l, b = i // polys, i % polys
         j = int64(primes[l])
         o = (b * limbs + l) * n
         row = max(rows[l], int64(0))
+        f, fs, g, gs = factor[l], factor_s[l], addend_factor[l], addend_factor_s[l]
         ox, oz = (b * x_limbs + row) * n, (addend_index[b] * addend_limbs + row) * n
-        mode = 3 if addend_index[b] >= 0 else 2
-        if mode == 2:
-            oz = 0
-        if permuted:
-            forward_limb(
-                mode, remainder, o, remainder, o, remainder, o, plan, w, ws, vw, vws, j, q[j],
-                x, ox, factor[l], factor_s[l], addend, oz, addend_factor[l], addend_factor_s[l],
+        _divide_limb(
+            remainder, o, remainder, o, out, o, x, ox, f, fs, addend, oz, g, gs,
+            addend_index[b] >= 0, permuted, targets, blocks, patterns, tables, j, q[j],
+        )  # fmt: skip
+
+
+@kernel(parallel=True)
+def switch_targets(
+    out: Any,
+    work: Any,
+    work_size: int,
+    raised: Any,
+    own: Any,
+    own_limbs: int,
+    key_b: Any,
+    key_a: Any,
+    key_limbs: int,
+    first_digit: int,
+    digits: int,
+    digit_of: Any,
+    limbs: Any,
+    batch: int,
+    remainder: Any,
+    rows: Any,
+    primes: Any,
+    factor: Any,
+    factor_s: Any,
+    addend: Any,
+    addend_count: int,
+    addend_limbs: int,
+    addend_factor: Any,
+    addend_factor_s: Any,
+    permuted: bool,
+    blocks: Any,
+    patterns: Any,
+    targets: Any,
+    tables: Any,
+    q: Any,
+    q_inv: Any,
+    n: int,
+) -> None:
+    """`inner_product` and `divide_targets` in one, on the limbs of the result."""
+    count = rows.shape[0]
+    for i in prange(count * batch):
+        l, b = i // batch, i % batch
+        j = int64(primes[l])
+        k = rows[l]
+        offset = get_thread_id() * work_size
+        acc_rows = np.empty(2, np.int64)
+        acc_rows[0], acc_rows[1] = offset, offset
+        if k >= 0:
+            _inner_to_work(
+                work, offset, acc_rows, raised, own, own_limbs, key_b, key_a, key_limbs,
+                first_digit, digits, digit_of, limbs, b, k, tables, q, q_inv, n,
             )  # fmt: skip
-            permute_limb(out, o, remainder, o, blocks, patterns, n)
-        else:
-            forward_limb(
-                mode, out, o, remainder, o, remainder, o, plan, w, ws, vw, vws, j, q[j],
-                x, ox, factor[l], factor_s[l], addend, oz, addend_factor[l], addend_factor_s[l],
+        f, fs, g, gs = factor[l], factor_s[l], addend_factor[l], addend_factor_s[l]
+        for h in range(2):
+            o = ((2 * b + h) * count + l) * n
+            oa = ((b * addend_count + h) * addend_limbs + max(k, int64(0))) * n
+            added = h < addend_count
+            # The third place of the work space is free again.
+            _divide_limb(
+                work, offset + work_size - n, remainder, o, out, o, work, acc_rows[h], f, fs,
+                addend, oa if added else int64(0), g, gs, added, permuted, targets, blocks,
+                patterns, tables, j, q[j],
             )  # fmt: skip

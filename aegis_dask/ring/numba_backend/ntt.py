@@ -1,8 +1,12 @@
 """Negacyclic number-theoretic transform of one limb, and of batches of limbs.
 
 Cooley-Tukey forward (natural to bit-reversed order), Gentleman-Sande inverse; depth first, so that
-a block stays in L1/L2 once it has been touched. Twiddles: ``w[i] = psi^brv(i)`` for i < N/16 as
-scalars, the last four stages as vectors per block of 256 (`tables.py`).
+a block stays in L1/L2 once it has been touched. What is done with a transformed block of 256 points
+is a parameter of the forward transform: consumers work on the block while it is in L1.
+
+``tables`` is the tuple (plan, w, ws, vw, vws): the plan holds log2 of the radices of three row
+passes and N; ``w[i] = psi^brv(i)`` for i < N/16 are scalar twiddles, the last four stages have
+vectors per block of 256 (`aegis_dask.ring.tables`).
 """
 
 from __future__ import annotations
@@ -17,13 +21,11 @@ from aegis_dask.ring.numba_backend.butterflies import (
     forward_rows,
     forward_tail,
     forward_tail_lazy,
-    forward_tail_scale_sub,
-    forward_tail_scale_sub_add,
     inverse_rows,
     inverse_rows_scaled,
     inverse_tail,
 )
-from aegis_dask.ring.numba_backend.jit import kernel
+from aegis_dask.ring.numba_backend.jit import generate_call, kernel
 from aegis_dask.ring.numba_backend.simd import vsplat
 
 _f2, _f3, _f4 = (forward_rows[r] for r in (2, 3, 4))
@@ -83,45 +85,15 @@ def _rows_inverse_scaled(
             _s2(x, o + c, x, o + c, st, w, ws, wo, 1, p, p2, v, vs)
 
 
-CANONICAL, LAZY, SCALE_SUB, SCALE_SUB_ADD = 0, 1, 2, 3
-
-
-@kernel()
-def forward_limb(
-    mode: int,
-    dst: Any,
-    do: int,
-    x: Any,
-    xo: int,
-    src: Any,
-    so: int,
-    plan: Any,
-    w: Any,
-    ws: Any,
-    vw: Any,
-    vws: Any,
-    prime: int,
-    q: int,
-    y: Any,
-    yo: int,
-    a: int,
-    as_: int,
-    z: Any,
-    zo: int,
-    c: int,
-    cs: int,
-) -> None:
-    """Transform the limb at (src, so), [0, 4q), into (dst, do), with (x, xo) as its work space.
-
-    `plan` is (log2 of the radices of three row passes, N). `mode` names the epilogue; (y, yo), a
-    and (z, zo), c are its operands (`butterflies.forward_tail`). The three limbs may coincide.
-    """
+_FORWARD = """
+def f(x, xo, src, so, tables, prime, q{extra}):
+    plan, w, ws, vw, vws = tables
     n = int64(plan[3])
     wo = prime * (n // 16)
     vo = prime * (n // TAIL) * TAIL_TWIDDLES
     r1, r2, r3 = plan[0], plan[1], plan[2]
     p, p2 = vsplat(uint32(q)), vsplat(uint32(2 * q))
-    va, vas, vc, vcs = vsplat(uint32(a)), vsplat(uint32(as_)), vsplat(uint32(c)), vsplat(uint32(cs))
+    {setup}
     _rows_forward(r1, x, xo, src, so, n, w, ws, wo, 1, q)
     n1 = n >> r1
     n2 = n1 >> r2
@@ -137,42 +109,57 @@ def forward_limb(
             for t in range(o, o + n2, TAIL):
                 b = t // TAIL
                 k, ko = n // TAIL + b, vo + b * TAIL_TWIDDLES
-                if mode == 0:
-                    forward_tail(dst, do + t, x, xo + t, w, ws, wo, k, vw, vws, ko, p, p2)
-                elif mode == 1:
-                    forward_tail_lazy(dst, do + t, x, xo + t, w, ws, wo, k, vw, vws, ko, p, p2)
-                elif mode == 2:
-                    forward_tail_scale_sub(
-                        dst, do + t, x, xo + t, w, ws, wo, k, vw, vws, ko, p, p2,
-                        y, yo + t, va, vas,
-                    )  # fmt: skip
-                else:
-                    forward_tail_scale_sub_add(
-                        dst, do + t, x, xo + t, w, ws, wo, k, vw, vws, ko, p, p2,
-                        y, yo + t, va, vas, z, zo + t, vc, vcs,
-                    )  # fmt: skip
+                {tail}
+"""
+
+
+def forward_transform(extra: str, setup: str, tail: str, namespace: dict[str, Any]) -> Any:
+    """Return a transform of the limb at (src, so), [0, 4q), with (x, xo) as its work space.
+
+    Parameters
+    ----------
+    extra
+        Further arguments, ``", name, .."``.
+    setup
+        A statement before the loops.
+    tail
+        A statement for each block of 256 points at offset t of x, b its number; it calls one of
+        the tails of `butterflies` with ``TAIL_ARGUMENTS``.
+    namespace
+        Names that these statements use.
+    """
+    source = _FORWARD.format(extra=extra, setup=setup, tail=tail)
+    return generate_call(source, {**globals(), **namespace})
+
+
+TAIL_ARGUMENTS = "x, xo + t, w, ws, wo, k, vw, vws, ko, p, p2"
+
+forward_limb = forward_transform(
+    ", dst, do",
+    "pass",
+    f"forward_tail(dst, do + t, {TAIL_ARGUMENTS})",
+    {"forward_tail": forward_tail},
+)
+"""To (dst, do), canonical."""
+
+forward_limb_lazy = forward_transform(
+    "",
+    "pass",
+    f"forward_tail_lazy(x, xo + t, {TAIL_ARGUMENTS})",
+    {"forward_tail_lazy": forward_tail_lazy},
+)
+"""In place, [0, 2q)."""
 
 
 @kernel()
 def inverse_limb(
-    x: Any,
-    xo: int,
-    src: Any,
-    so: int,
-    plan: Any,
-    iw: Any,
-    iws: Any,
-    ivw: Any,
-    ivws: Any,
-    prime: int,
-    q: int,
-    c: int,
-    cs: int,
+    x: Any, xo: int, src: Any, so: int, tables: Any, prime: int, q: int, c: int, cs: int
 ) -> None:
     """Inverse transform of the limb at (src, so), [0, 2q), into (x, xo), times c: [0, q).
 
-    The factor 1/N is part of the constant c.
+    The factor 1/N is part of the constant c; `tables` are those of the inverse.
     """
+    plan, iw, iws, ivw, ivws = tables
     n = int64(plan[3])
     wo = prime * (n // 16)
     vo = prime * (n // TAIL) * TAIL_TWIDDLES
@@ -196,48 +183,22 @@ def inverse_limb(
 
 
 @kernel(parallel=True)
-def forward_batch(
-    dst: Any,
-    src: Any,
-    polys: int,
-    primes: Any,
-    plan: Any,
-    w: Any,
-    ws: Any,
-    vw: Any,
-    vws: Any,
-    q: Any,
-) -> None:
+def forward_batch(dst: Any, src: Any, polys: int, primes: Any, tables: Any, q: Any, n: int) -> None:
     """``dst[b, l] = NTT(src[b, l])``, l over `primes`; flat arrays, canonical in and out."""
-    n, limbs = int64(plan[3]), primes.shape[0]
-    for l in prange(limbs):
-        j = int64(primes[l])
-        for b in range(polys):
-            o = (b * limbs + l) * n
-            forward_limb(
-                0, dst, o, dst, o, src, o, plan, w, ws, vw, vws, j, q[j], src, 0, 0, 0, src, 0, 0, 0
-            )
+    limbs = primes.shape[0]
+    for i in prange(limbs * polys):
+        l, b = i // polys, i % polys
+        j, o = int64(primes[l]), (b * limbs + l) * n
+        forward_limb(dst, o, src, o, tables, j, q[j], dst, o)
 
 
 @kernel(parallel=True)
 def inverse_batch(
-    dst: Any,
-    src: Any,
-    polys: int,
-    primes: Any,
-    plan: Any,
-    iw: Any,
-    iws: Any,
-    ivw: Any,
-    ivws: Any,
-    q: Any,
-    c: Any,
-    cs: Any,
+    dst: Any, src: Any, polys: int, primes: Any, tables: Any, q: Any, c: Any, cs: Any, n: int
 ) -> None:
     """``dst[b, l] = c[l] INTT(src[b, l]) N``, l over `primes`; flat arrays, canonical."""
-    n, limbs = int64(plan[3]), primes.shape[0]
-    for l in prange(limbs):
-        j = int64(primes[l])
-        for b in range(polys):
-            o = (b * limbs + l) * n
-            inverse_limb(dst, o, src, o, plan, iw, iws, ivw, ivws, j, q[j], c[l], cs[l])
+    limbs = primes.shape[0]
+    for i in prange(limbs * polys):
+        l, b = i // polys, i % polys
+        j, o = int64(primes[l]), (b * limbs + l) * n
+        inverse_limb(dst, o, src, o, tables, j, q[j], c[l], cs[l])

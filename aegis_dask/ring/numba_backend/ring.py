@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
@@ -24,6 +24,7 @@ from aegis_dask.ring.numba_backend import (
     chacha,
     elementwise,
     gemm,
+    jit,
     keyswitch,
     ntt,
 )
@@ -41,7 +42,7 @@ _PASSES = {
 }
 """log2 radices of the row passes; the remaining eight stages are the tail."""
 
-_pool = BufferPool(limit=2 << 30)
+_pool = BufferPool(limit=1 << 30)
 _serial = threading.Lock()
 
 
@@ -62,9 +63,15 @@ def _threading_layer() -> str:
     return _layer[0]
 
 
-def _call(kernel: Callable[..., None], *args: Any) -> None:
+def _call(kernel: Any, *args: Any) -> None:
+    if kernel.signatures:
+        with _guard():
+            kernel(*args)
+        return
+    jit.announce(kernel)
     with _guard():
         kernel(*args)
+    jit.announced_done()
 
 
 def _flat(x: Array) -> Array:
@@ -87,15 +94,10 @@ class NumbaRing:
         self.degree = n
         primes = chain.primes + chain.special_primes
         self._primes = primes
-        self._plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
-        forward, inverse = twiddles(n, primes, False), twiddles(n, primes, True)
-        self._w = tuple(
-            t.reshape(-1)
-            for t in (forward.scalar, forward.scalar_shoup, forward.vector, forward.vector_shoup)
-        )
-        self._iw = tuple(
-            t.reshape(-1)
-            for t in (inverse.scalar, inverse.scalar_shoup, inverse.vector, inverse.vector_shoup)
+        plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
+        self._tables, self._inverse_tables = (
+            (plan, *(a.reshape(-1) for a in (t.scalar, t.scalar_shoup, t.vector, t.vector_shoup)))
+            for t in (twiddles(n, primes, False), twiddles(n, primes, True))
         )
         self._q = np.array(primes, np.uint32)
         self._q_inv = np.array([pow(p, -1, 1 << 32) for p in primes], np.uint32)
@@ -148,7 +150,16 @@ class NumbaRing:
         """See `Ring.ntt`."""
         index, out = self._limbs(x, limbs), self.empty(x.shape)
         polys = prod(x.shape[:-2])
-        _call(ntt.forward_batch, _flat(out), _flat(x), polys, index, self._plan, *self._w, self._q)
+        _call(
+            ntt.forward_batch,
+            _flat(out),
+            _flat(x),
+            polys,
+            index,
+            self._tables,
+            self._q,
+            self.degree,
+        )
         return out
 
     def intt(self, x: Array, limbs: Limbs) -> Array:
@@ -166,10 +177,10 @@ class NumbaRing:
             _flat(x),
             polys,
             index,
-            self._plan,
-            *self._iw,
+            self._inverse_tables,
             self._q,
             *factors,
+            self.degree,
         )
 
     # -- element-wise -----------------------------------------------------------------------
@@ -316,7 +327,7 @@ class NumbaRing:
     def automorphism(self, x: Array, galois_element: int) -> Array:
         """See `Ring.automorphism`."""
         out = self.empty(x.shape)
-        tables = automorphism_tables(self.degree, galois_element)
+        tables = automorphism_tables(self.degree, galois_element)[:2]
         _call(automorphism.permute, _flat(out), _flat(x), prod(x.shape[:-1]), *tables, self.degree)
         return out
 
@@ -332,7 +343,7 @@ class NumbaRing:
             _flat(y),
             prod(x.shape[:-2]),
             index,
-            *automorphism_tables(self.degree, galois_element),
+            *automorphism_tables(self.degree, galois_element)[:2],
             self._q,
             self._q_inv,
             self.degree,
@@ -347,6 +358,7 @@ class NumbaRing:
         src: Array,
         src_rows: NDArray[np.int64],
         c: BaseConversion,
+        lazy: bool,
     ) -> None:
         q = (self._q[c.targets], self._q_inv[c.targets])
         rows = (dst_rows * self.degree, src_rows * self.degree)
@@ -359,16 +371,20 @@ class NumbaRing:
             c.matrix,
             c.quotient,
             *q,
+            lazy,
             self.degree,
         )
 
     def convert(self, x: Array, conversion: BaseConversion) -> Array:
         """See `Ring.convert`."""
+        return self._converted(x, conversion, lazy=False)
+
+    def _converted(self, x: Array, conversion: BaseConversion, lazy: bool) -> Array:
         ni, nj = len(conversion.sources), len(conversion.targets)
         out = self.empty((*x.shape[:-2], nj, self.degree))
         for b in range(prod(x.shape[:-2])):
             rows = np.arange(b * nj, (b + 1) * nj), np.arange(b * ni, (b + 1) * ni)
-            self._convert(out, rows[0], x, rows[1], conversion)
+            self._convert(out, rows[0], x, rows[1], conversion, lazy)
         return out
 
     def raise_digits(self, x: Array, constants: DigitRaise) -> Array:
@@ -384,7 +400,7 @@ class NumbaRing:
                 own = np.flatnonzero(c.digit_of == d)
                 others = np.flatnonzero(c.digit_of != d)
                 dst = (b * nd + d) * nl + others
-                self._convert(out, dst, y, b * window + own, conversion)
+                self._convert(out, dst, y, b * window + own, conversion, lazy=True)
         return out
 
     def inner_product(
@@ -398,8 +414,7 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.inner_product`."""
         batch, nd, nl, _ = digits.shape
-        if nd > 8:
-            raise BackendError(f"key switching with {nd} digits; at most 8 are supported")
+        self._check_digits(nd)
         out = self.empty((batch, 2, nl, self.degree))
         _call(
             keyswitch.inner_product,
@@ -416,10 +431,10 @@ class NumbaRing:
             constants.limbs,
             batch,
             transform,
-            self._plan,
-            *self._w,
+            self._tables,
             self._q,
             self._q_inv,
+            self.degree,
         )
         return out
 
@@ -454,11 +469,11 @@ class NumbaRing:
             *c.source_factors,
             *common,
             *c.source_addend,
-            self._plan,
-            *self._iw,
+            self._inverse_tables,
             self._q,
+            n,
         )
-        remainder = self.convert(y, c.conversion)
+        remainder = self._converted(y, c.conversion, lazy=True)
         out = self.empty((batch, components, targets, n))
         tables = automorphism_tables(n, galois_element)
         _call(
@@ -475,11 +490,86 @@ class NumbaRing:
             *c.addend_factors,
             galois_element != 1,
             *tables,
-            self._plan,
-            *self._w,
+            self._tables,
             self._q,
+            n,
         )
         return out
+
+    def switch_key(
+        self,
+        x: Array,
+        raise_constants: DigitRaise,
+        key_b: Array,
+        key_a: Array,
+        down: ModDown,
+        addend: Array | None = None,
+        galois_element: int = 1,
+    ) -> Array:
+        """See `Ring.switch_key`."""
+        r, n, batch = raise_constants, self.degree, x.shape[0]
+        digits = self.raise_digits(x, r)
+        nd = digits.shape[1]
+        self._check_digits(nd)
+        used, addend_limbs = (0, 0) if addend is None else (addend.shape[1], addend.shape[2])
+        extra = (_flat(x if addend is None else addend), used, addend_limbs)
+        rows = max(3, nd)
+        work = self.empty((numba.get_num_threads(), rows, n))
+        inner = (
+            _flat(work),
+            rows * n,
+            _flat(digits),
+            _flat(x),
+            x.shape[1],
+            _flat(key_b),
+            _flat(key_a),
+            key_b.shape[1],
+            r.first_digit,
+            nd,
+            r.digit_of,
+            r.limbs,
+            batch,
+        )
+        y = self.empty((2 * batch, len(down.source_rows), n))
+        _call(
+            keyswitch.switch_sources,
+            _flat(y),
+            *inner,
+            down.source_rows,
+            *down.source_factors,
+            *extra,
+            *down.source_addend,
+            self._tables,
+            self._inverse_tables,
+            self._q,
+            self._q_inv,
+            n,
+        )
+        remainder = self._converted(y, down.conversion, lazy=True)
+        out = self.empty((batch, 2, len(down.target_rows), n))
+        _call(
+            keyswitch.switch_targets,
+            _flat(out),
+            *inner,
+            _flat(remainder),
+            down.target_rows,
+            down.conversion.targets,
+            *down.target_factors,
+            *extra,
+            *down.addend_factors,
+            galois_element != 1,
+            *automorphism_tables(n, galois_element),
+            self._tables,
+            self._q,
+            self._q_inv,
+            n,
+        )
+        return out
+
+    @staticmethod
+    def _check_digits(count: int) -> None:
+        if count > 8:
+            raise BackendError(f"key switching with {count} digits; at most 8 are supported")
 
     # -- matrix products --------------------------------------------------------------------
 

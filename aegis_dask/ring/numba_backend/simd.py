@@ -19,6 +19,10 @@ from numba.extending import intrinsic, models, register_model
 LANES = 16
 I32, I64 = ir.IntType(32), ir.IntType(64)
 LV, LQ = ir.VectorType(I32, LANES), ir.VectorType(I64, LANES // 2)
+HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
+"""Whether x86 AVX-512 instructions can be used where LLVM has no portable equal."""
+if HAS_AVX512:
+    binding.initialize_native_asmparser()
 _EVEN_ODD = ir.Constant(ir.VectorType(I32, 16), [k if k % 2 == 0 else 16 + k for k in range(16)])
 
 
@@ -176,6 +180,19 @@ def qsplat32(typing_ctx: Any, value: Any) -> Any:
     return Q8(types.uint32), lambda ctx, b, sig, args: _splat(b, b.zext(args[0], I64), LQ)
 
 
+def _low_product(b: Any, t: Any, y: Any) -> Any:
+    """Low 32 bits of t y in the low half of each 64-bit lane, as 32-bit lanes.
+
+    A masked 64-bit product would lose its masks, since only the low half is used, and become a
+    3-operation vpmullq; a 32-bit product takes two. The instruction itself takes one.
+    """
+    if HAS_AVX512:
+        kind = ir.FunctionType(LQ, [LQ, LQ])
+        asm = ir.InlineAsm(kind, "vpmuludq $2, $1, $0", "=v,v,v")
+        return b.bitcast(b.call(asm, [t, b.bitcast(y, LQ)]), LV)
+    return b.mul(b.bitcast(t, LV), y)
+
+
 @intrinsic
 def vshoup(typing_ctx: Any, y: Any, w: Any, w_shoup: Any, p: Any) -> Any:
     """``y * w mod p`` in ``[0, 2p)`` for any 32-bit y, with ``w_shoup = floor(w 2^32 / p)``."""
@@ -183,6 +200,19 @@ def vshoup(typing_ctx: Any, y: Any, w: Any, w_shoup: Any, p: Any) -> Any:
     def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
         y, w, w_shoup, p = args
         return b.sub(b.mul(y, w), b.mul(_mulhi(b, y, w_shoup), p))
+
+    return V16(V16, V16, V16, V16), codegen
+
+
+@intrinsic
+def vshoup_splat(typing_ctx: Any, y: Any, w: Any, w_shoup: Any, p: Any) -> Any:
+    """`vshoup` for a constant that is the same in all lanes: its odd lanes need no shift."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        y, w, w_shoup, p = args
+        ws = _low(b, w_shoup)
+        quotient = _high_words(b, b.mul(_low(b, y), ws), b.mul(_high(b, y), ws))
+        return b.sub(b.mul(y, w), b.mul(quotient, p))
 
     return V16(V16, V16, V16, V16), codegen
 
@@ -198,9 +228,8 @@ def vmontgomery(typing_ctx: Any, even: Any, odd: Any, p_inv: Any, p: Any) -> Any
         even, odd, p_inv, p = args
         p_low = _low(b, p)
 
-        # The low product in 32-bit lanes: a masked 64-bit product would become a slow vpmullq.
         def correction(t: Any) -> Any:
-            return b.mul(_low(b, b.mul(b.bitcast(t, LV), p_inv)), p_low)
+            return b.mul(_low(b, _low_product(b, t, p_inv)), p_low)
 
         return _high_words(b, correction(even), correction(odd))
 
@@ -243,13 +272,30 @@ def vany_equal(typing_ctx: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing_ctx: Any, array: Any, offset: Any) -> Any:
+    """Ask for the cache line of an element, for reading, into the second-level cache."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(ctx, b, sig.args[0], args[0], args[1], ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
+        fn = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        b.call(fn, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
+        return ctx.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def vshift_right(typing_ctx: Any, x: Any, bits: Any) -> Any:
+    """Shift each lane right by a literal number of bits."""
+    k = bits.literal_value
+    return V16(V16, bits), lambda ctx, b, sig, args: b.lshr(args[0], _const(LV, k))
+
+
+@intrinsic
 def vsign_mask(typing_ctx: Any, x: Any) -> Any:
     """All ones in the lanes whose top bit is set, else zero."""
     return V16(V16), lambda ctx, b, sig, args: b.ashr(args[0], _const(LV, 31))
-
-
-HAS_PERMUTE = bool(binding.get_host_cpu_features().get("avx512f", False))
-"""Whether one instruction permutes 16 lanes by a variable index (x86 AVX-512)."""
 
 
 @intrinsic
@@ -258,7 +304,7 @@ def vpermute(typing_ctx: Any, x: Any, index: Any) -> Any:
 
     def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
         x, index = args
-        if HAS_PERMUTE:
+        if HAS_AVX512:
             fn = cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(LV, [LV, LV]), "llvm.x86.avx512.permvar.si.512"
             )

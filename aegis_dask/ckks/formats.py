@@ -1,0 +1,302 @@
+"""How each class is laid out in a container: header fields and tensors, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ckks import sampling
+from aegis_dask.ckks.header import (
+    check_keys,
+    read_galois_element,
+    read_integer,
+    read_scale,
+    read_seeds,
+    write_scale,
+)
+from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys, PublicKey
+from aegis_dask.ckks.objects import Ciphertext, Plaintext
+from aegis_dask.ckks.parameters import Parameters, check_same
+from aegis_dask.ckks.wire import Container
+from aegis_dask.errors import IntegrityError, SerializationError
+
+Fields = dict[str, Any]
+Tensors = dict[str, NDArray[Any]]
+Shape = Sequence[int | None]
+"""Expected shape; None stands for any length from 1."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one class is written.
+
+    Attributes
+    ----------
+    keys
+        Names of its header fields, besides the ones that every class has.
+    pack
+        Returns its header fields and tensors.
+    unpack
+        Makes the object of a container with exactly these fields, all checked.
+    """
+
+    keys: frozenset[str]
+    pack: Callable[[Any], tuple[Fields, Tensors]]
+    unpack: Callable[[Container, Parameters], Any]
+
+
+# -- parameters and plaintexts --------------------------------------------------------------
+
+
+def _pack_parameters(_: Parameters) -> tuple[Fields, Tensors]:
+    return {}, {}  # every header has them
+
+
+def _unpack_parameters(container: Container, params: Parameters) -> Parameters:
+    check_keys("the tensors of parameters", container.entries, ())
+    return params
+
+
+def _pack_plaintext(plaintext: Plaintext) -> tuple[Fields, Tensors]:
+    params, period = plaintext.params, _period(plaintext.period, plaintext.params)
+    level, scale = _pack_level_and_scale(plaintext)
+    shape = (len(params.window(level)), 2 * period)
+    data = _host(params, "the plaintext", plaintext.data, shape)
+    return {"level": level, "scale": scale, "period": period}, {"data": data}
+
+
+def _unpack_plaintext(container: Container, params: Parameters) -> Plaintext:
+    check_keys("the tensors of a plaintext", container.entries, {"data"})
+    fields = container.fields
+    level = read_integer("the level", fields["level"], 0, params.max_level)
+    scale, period = read_scale(fields["scale"], params), _period(fields["period"], params)
+    primes = _primes(params, level)
+    data = _residues(container, "data", (len(primes), 2 * period), primes)
+    return Plaintext(params, params.ring.from_host(data), level, scale, period)
+
+
+def _period(value: Any, params: Parameters) -> int:
+    period = read_integer("the period", value, 1, params.slots)
+    if period & (period - 1):
+        raise SerializationError(f"the period is {period}; a power of two is needed")
+    return period
+
+
+def _pack_level_and_scale(obj: Plaintext | Ciphertext) -> tuple[int, list[list[int]]]:
+    scale = write_scale(obj.scale)
+    read_scale(scale, obj.params)  # what cannot be read back is not written
+    return read_integer("the level", int(obj.level), 0, obj.params.max_level), scale
+
+
+# -- ciphertexts ----------------------------------------------------------------------------
+
+
+def _pack_ciphertext(ct: Ciphertext) -> tuple[Fields, Tensors]:
+    params = ct.params
+    level, scale = _pack_level_and_scale(ct)
+    polynomial = (len(params.window(level)), params.ring_degree)
+    if ct.seed is None:
+        data = _host(params, "the ciphertext", ct.data, (None, None, *polynomial))
+        _check_components(data.shape[1])
+        return {"level": level, "scale": scale, "seeds": None}, {"data": data}
+    _check_seed(ct)
+    body = _host(params, "component 0", ct.data[:, 0], (None, *polynomial))
+    return {"level": level, "scale": scale, "seeds": ct.seed.hex()}, {"c0": body}
+
+
+def _unpack_ciphertext(container: Container, params: Parameters) -> Ciphertext:
+    fields = container.fields
+    seeded = fields["seeds"] is not None
+    name = "c0" if seeded else "data"
+    check_keys("the tensors of a ciphertext", container.entries, {name})
+    level = read_integer("the level", fields["level"], 0, params.max_level)
+    scale, primes = read_scale(fields["scale"], params), _primes(params, level)
+    polynomial = (len(primes), params.ring_degree)
+    if not seeded:
+        data = _residues(container, name, (None, None, *polynomial), primes)
+        _check_components(data.shape[1])
+        return Ciphertext(params, params.ring.from_host(data), level, scale)
+    seed = read_seeds("the ciphertext", fields["seeds"], container.entries[name].shape[0])
+    body = _residues(container, name, (None, *polynomial), primes)
+    out = params.ring.empty((len(body), 2, *polynomial))
+    out[:, 0] = params.ring.from_host(body)
+    for b in range(len(body)):
+        out[b, 1] = _mask(params, seed, b, params.limbs(level))
+    return Ciphertext(params, out, level, scale, seed)
+
+
+def _mask(params: Parameters, seed: bytes, index: int, limbs: list[int]) -> Any:
+    """Return component 1 of a fresh secret-key ciphertext, as the encryptor made it."""
+    own = seed[index * sampling.SEED_BYTES : (index + 1) * sampling.SEED_BYTES]
+    return params.ring.uniform(own, sampling.DOMAIN_CIPHERTEXT, [0], limbs)[0]
+
+
+def _check_components(count: int) -> None:
+    if count not in (2, 3):
+        raise SerializationError(f"the ciphertext has {count} components; 2 or 3 are possible")
+
+
+def _check_seed(ct: Ciphertext) -> None:
+    """Check that leaving component 1 out loses nothing, by its first limb."""
+    seed, limb = ct.seed or b"", ct.params.limbs(ct.level)[:1]
+    if (
+        ct.components != 2
+        or len(seed) != ct.batch * sampling.SEED_BYTES
+        or not all(
+            bool((ct.data[b, 1, :1] == _mask(ct.params, seed, b, limb)).all())
+            for b in range(ct.batch)
+        )
+    ):
+        raise SerializationError(
+            "the seed of the ciphertext is not that of its component 1; objects with other "
+            "residues are made with Ciphertext.with_data, which drops the seed"
+        )
+
+
+# -- keys -----------------------------------------------------------------------------------
+
+
+def _pack_public_key(key: PublicKey) -> tuple[Fields, Tensors]:
+    shape = (len(key.params.chain.primes), key.params.ring_degree)
+    return {"seed": _hex(key.seed)}, {"b": _host(key.params, "the public key", key.b, shape)}
+
+
+def _unpack_public_key(container: Container, params: Parameters) -> PublicKey:
+    check_keys("the tensors of a public key", container.entries, {"b"})
+    seed = read_seeds("the public key", container.fields["seed"], 1)
+    primes = params.chain.primes
+    b = _residues(container, "b", (len(primes), params.ring_degree), primes)
+    return PublicKey(params, params.ring.from_host(b), seed)
+
+
+def _pack_evaluation_key(key: EvaluationKey) -> tuple[Fields, Tensors]:
+    return {"seed": _hex(key.seed)}, {"b": _pack_key(key)}
+
+
+def _unpack_evaluation_key(container: Container, params: Parameters) -> EvaluationKey:
+    check_keys("the tensors of an evaluation key", container.entries, {"b"})
+    return read_key(container, params, "b", read_seeds("the key", container.fields["seed"], 1))
+
+
+def _pack_evaluation_keys(keys: EvaluationKeys) -> tuple[Fields, Tensors]:
+    relinearisation, galois = keys.relinearisation, dict(sorted(keys.galois.items()))
+    tensors: Tensors = {}
+    if relinearisation is not None:
+        check_same(keys, relinearisation)
+        tensors[key_name(None)] = _pack_key(relinearisation)
+    for element, key in galois.items():
+        check_same(keys, key)
+        read_galois_element(str(element), keys.params.ring_degree)
+        tensors[key_name(element)] = _pack_key(key)
+    fields = {
+        "relinearisation": None if relinearisation is None else _hex(relinearisation.seed),
+        "galois": {str(element): _hex(key.seed) for element, key in galois.items()},
+    }
+    return fields, tensors
+
+
+def _unpack_evaluation_keys(container: Container, params: Parameters) -> EvaluationKeys:
+    keys = {
+        element: read_key(container, params, key_name(element), seed)
+        for element, seed in read_key_seeds(container, params).items()
+    }
+    galois = {element: key for element, key in keys.items() if element is not None}
+    return EvaluationKeys(params, keys.get(None), galois)
+
+
+def key_name(galois_element: int | None) -> str:
+    """Return the name of a key's tensor: of a Galois element, or None for relinearisation."""
+    return "relinearisation" if galois_element is None else f"galois/{galois_element}"
+
+
+def read_key_seeds(container: Container, params: Parameters) -> dict[int | None, bytes]:
+    """Return the seeds of all keys in a container; it has a tensor for each, and no other."""
+    relinearisation, galois = container.fields["relinearisation"], container.fields["galois"]
+    if not isinstance(galois, dict):
+        raise SerializationError("the Galois keys are not an object of Galois element -> seed")
+    seeds: dict[int | None, bytes] = {}
+    if relinearisation is not None:
+        seeds[None] = read_seeds("the relinearisation key", relinearisation, 1)
+    for text, seed in galois.items():
+        element = read_galois_element(text, params.ring_degree)
+        seeds[element] = read_seeds(f"Galois key {element}", seed, 1)
+    check_keys("the tensors of keys", container.entries, [key_name(g) for g in seeds])
+    return seeds
+
+
+def read_key(container: Container, params: Parameters, name: str, seed: bytes) -> EvaluationKey:
+    """Return the evaluation key of a tensor ``[digit, prime, N]`` and a seed."""
+    primes = params.chain.primes + params.chain.special_primes
+    b = _residues(container, name, (params.digits, len(primes), params.ring_degree), primes)
+    return EvaluationKey(params, params.ring.from_host(b), seed)
+
+
+def _pack_key(key: EvaluationKey) -> NDArray[Any]:
+    params = key.params
+    limbs = len(params.chain.primes) + len(params.chain.special_primes)
+    return _host(params, "the key", key.b, (params.digits, limbs, params.ring_degree))
+
+
+def _hex(seed: bytes) -> str:
+    read_seeds("the key", seed.hex(), 1)  # what cannot be read back is not written
+    return seed.hex()
+
+
+# -- residues -------------------------------------------------------------------------------
+
+
+def _primes(params: Parameters, level: int) -> tuple[int, ...]:
+    window = params.window(level)
+    return params.chain.primes[window.start : window.stop]
+
+
+def _host(params: Parameters, what: str, data: Any, shape: Shape) -> NDArray[Any]:
+    """Return residues of the expected shape as a contiguous host array."""
+    array = np.ascontiguousarray(params.ring.to_host(data))
+    _check_tensor(what, array.dtype.name, array.shape, shape)
+    return array
+
+
+def _residues(
+    container: Container, name: str, shape: Shape, primes: Sequence[int]
+) -> NDArray[np.uint32]:
+    """Return a tensor ``[..., limb, n]`` of the expected shape, every residue below its prime."""
+    entry = container.entries[name]
+    _check_tensor(f"tensor {name!r}", entry.dtype, entry.shape, shape)
+    residues: NDArray[np.uint32] = container.tensor(name)
+    largest = residues.max(axis=-1)
+    bad = largest >= np.array(primes, np.uint32)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise IntegrityError(
+            f"tensor {name!r} has the residue {largest[where]} in row {list(where)}; it must be "
+            f"below the prime {primes[where[-1]]}"
+        )
+    return residues
+
+
+def _check_tensor(what: str, dtype: str, shape: Sequence[int], expected: Shape) -> None:
+    fits = len(shape) == len(expected) and all(
+        s > 0 if e is None else s == e for s, e in zip(shape, expected, strict=True)
+    )
+    if dtype != "uint32" or not fits:
+        axes = ", ".join("any" if e is None else str(e) for e in expected)
+        raise SerializationError(f"{what} is {dtype}{list(shape)}, expected uint32[{axes}]")
+
+
+FORMATS: dict[type[Any], Format] = {
+    Parameters: Format(frozenset(), _pack_parameters, _unpack_parameters),
+    Plaintext: Format(frozenset({"level", "scale", "period"}), _pack_plaintext, _unpack_plaintext),
+    Ciphertext: Format(
+        frozenset({"level", "scale", "seeds"}), _pack_ciphertext, _unpack_ciphertext
+    ),
+    PublicKey: Format(frozenset({"seed"}), _pack_public_key, _unpack_public_key),
+    EvaluationKey: Format(frozenset({"seed"}), _pack_evaluation_key, _unpack_evaluation_key),
+    EvaluationKeys: Format(
+        frozenset({"relinearisation", "galois"}), _pack_evaluation_keys, _unpack_evaluation_keys
+    ),
+}

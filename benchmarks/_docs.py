@@ -1,0 +1,103 @@
+"""`docs/benchmarks.md`, written from the records in `benchmarks/results/engine.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import _tables
+from benchmarks._measure import DISTURBED
+from benchmarks._results import Run
+from benchmarks.peers import ATTRIBUTIONS, OURS
+
+_ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("benchmarks/results/engine.json")
+PAGE = Path("docs/benchmarks.md")
+
+_INTRODUCTION = f"""\
+# Benchmarks
+
+This page is written by `python -m benchmarks.engine --write-docs`; do not edit it.
+
+## Method
+
+- One command measures everything, on one machine, one library at a time. Each library runs in a
+  process of its own for each number of threads, fixed before it loads (`OMP_NUM_THREADS`,
+  `NUMBA_NUM_THREADS`). Ours runs before and after the others, each time with half of the budget.
+- Every result is decrypted and compared with the expected values before it is timed. Times are
+  minima in milliseconds; a ratio is the time of the library divided by ours. `*`: another
+  process used more than {DISTURBED} cores meanwhile.
+- All operations are at the top level, on full vectors of N/2 real values, one ciphertext each.
+  `encrypt` uses the public key and an encoded plaintext; `decrypt` includes decoding;
+  `multiply_plain` does not rescale; `hoisted_rotations_8` makes 8 rotations of one ciphertext;
+  `matvec_128` multiplies a 128 x 128 matrix, encoded before, with 16 baby and 8 giant steps;
+  `chebyshev_31` evaluates a series of degree 31. The last two use each library's own algorithm:
+  ours sums over QP, divides once per giant step, and needs one level less for the series.
+- Parameters are each library's own for 128 bits of security and nearly the same log QP. Scales
+  differ: OpenFHE and SEAL have 50 bits (40 for N = 2^13), ours 40 (30 for N = 2^13), hence more
+  levels. The largest errors are given below.
+- The floor is a lower bound for our own algorithm on this machine (`benchmarks/floor.py`): limb
+  NTTs, multiply-accumulates of base conversions and inner products, and reductions, counted from
+  the parameters, at two vector instructions per cycle of the measured clock; keys at the measured
+  bandwidth of reading from memory; other arrays, written and read once, at that of copying.
+  Element-wise arithmetic, permutations and Python are left out. *Memory hidden*: the larger of
+  arithmetic and memory instead of their sum.
+- Element-wise operations are compared with a parallel copy that reads and writes as many bytes in
+  total as they do: three ciphertexts for `add`, two and a plaintext for `multiply_plain`.
+"""
+
+
+def update(runs: Sequence[Run]) -> None:
+    """Put runs into the stored results, each in place of that of its ring size; write the page."""
+    stored = load()
+    stored.update({run.logn: run for run in runs})
+    path = _ROOT / RESULTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = [stored[logn].to_dict() for logn in sorted(stored, reverse=True)]
+    path.write_text(json.dumps(ordered, indent=1) + "\n")
+    (_ROOT / PAGE).write_text(page(stored))
+
+
+def load() -> dict[int, Run]:
+    """Stored runs by ring size."""
+    path = _ROOT / RESULTS
+    if not path.exists():
+        return {}
+    return {run.logn: run for run in map(Run.from_dict, json.loads(path.read_text()))}
+
+
+def page(runs: dict[int, Run]) -> str:
+    """The whole page."""
+    parts = [_INTRODUCTION]
+    for logn in sorted(runs, reverse=True):
+        parts += _section(runs[logn])
+    used = {lib for run in runs.values() for lib in run.libs}
+    parts += [ATTRIBUTIONS[lib] for lib in sorted(used & set(ATTRIBUTIONS))]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _section(run: Run) -> list[str]:
+    m, ours = run.machine, run.params(OURS)
+    facts = [
+        f"`{run.command}`",
+        f"{m['date']}, commit {m['commit']}; {m['cpu']}, {m['cores']} cores, "
+        f"{m['memory_gib']} GiB, {' '.join(m['simd']) or 'no vector extensions listed'}; "
+        f"{m['os']}; Python {m['python']}, Numba {ours.get('numba')}, NumPy {ours.get('numpy')}; "
+        f"our preset {ours.get('preset')}.",
+    ]
+    parts = [f"## N = 2^{run.logn}\n", *(fact + "\n" for fact in facts), _tables.params(run)]
+    parts += [_tables.times(run, count) for count in run.threads]
+    for count in run.threads:
+        model = run.machine_model(count)
+        if model is not None:
+            parts.append(
+                f"### Distance to the floor, threads: {count}\n\n"
+                f"Clock {model.clock_ghz:.2f} GHz, memory read {model.read_gb_s:.1f} GB/s, copy "
+                f"{model.copy_gb_s:.1f} GB/s (read + write).\n\n" + _tables.floors(run, count)
+            )
+    parts += [_tables.counts(run), _tables.copies(run), _tables.sizes(run), _tables.errors(run)]
+    problems = run.problems()
+    if problems:
+        parts.append("Left out:\n\n" + "\n".join(f"- {p}" for p in problems))
+    return parts

@@ -1,0 +1,63 @@
+"""Random numbers that differ on every run, rings and schemes that are made once per session."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.chain import build_chain
+from aegis_dask.ring.registry import get_ring
+from tests.schemes import Scheme, SchemeCache
+
+SEED = int(os.environ.get("AEGIS_TEST_SEED") or secrets.randbits(32))
+"""Entropy of this run. Keys and errors come from the operating system and are not reproduced."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore::aegis_dask.errors.InsecureParametersWarning")
+
+
+def pytest_report_header() -> str:
+    return f"random numbers: AEGIS_TEST_SEED={SEED}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and "rng" in getattr(item, "fixturenames", ()):
+        report.sections.append(("Random numbers", f"AEGIS_TEST_SEED={SEED} repeats this test"))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the run and the test, so that a test is repeated on its own."""
+    return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture(scope="session")
+def thirty_limb_ring() -> Callable[[int], Ring]:
+    """Degree -> a ring of 31 primes: terminals 0-3, mains 4-26, special primes 27-30."""
+
+    def ring(degree: int) -> Ring:
+        return get_ring(build_chain(degree, 50, [40] * 16, 4))
+
+    return ring
+
+
+@pytest.fixture(scope="session")
+def ring(thirty_limb_ring: Callable[[int], Ring]) -> Ring:
+    """The smallest ring, N = 2^10."""
+    return thirty_limb_ring(1 << 10)
+
+
+@pytest.fixture(scope="session")
+def schemes() -> Callable[[str], Scheme]:
+    """Name -> parameters and keys; small sets are kept, of the large ones the last."""
+    return SchemeCache()

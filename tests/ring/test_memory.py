@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool
+from tests import reference
+
+SHAPE = (2, SMALLEST // 4)
+BYTES = 2 * SMALLEST
+
+
+@pytest.fixture
+def pool() -> BufferPool:
+    return BufferPool(limit=8 * BYTES)
+
+
+def address(x: np.ndarray) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), SHAPE, (1, 2, SMALLEST), (0,)], ids=str)
+def test_arrays_are_writable_aligned_and_of_the_shape_asked_for(
+    pool: BufferPool, shape: tuple[int, ...]
+) -> None:
+    x = pool.empty(shape)
+    assert x.shape == shape
+    assert x.dtype == np.uint32
+    assert x.flags.c_contiguous
+    assert x.flags.writeable
+    if x.nbytes >= SMALLEST:
+        assert address(x) % ALIGNMENT == 0
+
+
+def test_a_freed_buffer_serves_the_next_array_of_its_size(pool: BufferPool) -> None:
+    x = pool.empty(SHAPE)
+    where = address(x)
+    del x
+    gc.collect()
+    assert pool.held == BYTES
+    y = pool.empty((SHAPE[0] * SHAPE[1],))
+    assert address(y) == where
+    assert pool.held == 0
+
+
+def test_arrays_of_another_size_take_other_memory(pool: BufferPool) -> None:
+    x = pool.empty(SHAPE)
+    where = address(x)
+    del x
+    assert address(pool.empty((4, SMALLEST // 4))) != where
+
+
+def test_live_arrays_never_share_memory(pool: BufferPool, rng: np.random.Generator) -> None:
+    # Arrays are made and dropped at random; each keeps the value that was written into it.
+    live: list[tuple[int, np.ndarray]] = []
+    for value in range(400):
+        x = pool.empty(SHAPE)
+        x.fill(value)
+        live.append((value, x))
+        while len(live) > 6:
+            live.pop(int(rng.integers(len(live))))
+        del x
+        assert all(np.all(y == v) for v, y in live)
+        starts = sorted(address(y) for _, y in live)
+        assert all(b - a >= BYTES for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[1:],
+        lambda x: x.reshape(-1)[::7],
+        lambda x: x.view(np.uint8),
+        lambda x: x.T,
+        lambda x: np.asarray(memoryview(x)),
+        lambda x: np.frombuffer(memoryview(x).cast("B"), np.uint32),
+    ],
+    ids=["slice", "stride", "dtype", "transpose", "memoryview", "buffer"],
+)
+def test_a_view_keeps_the_memory_of_its_array(pool: BufferPool, view: object) -> None:
+    x = pool.empty(SHAPE)
+    x.fill(0x01010101)
+    part = view(x)  # type: ignore[operator]
+    expected = part.copy()
+    del x
+    gc.collect()
+    for _ in range(4):
+        pool.empty(SHAPE).fill(0xFFFFFFFF)
+    assert np.array_equal(part, expected)
+
+
+def test_the_pool_holds_at_most_its_limit(pool: BufferPool) -> None:
+    arrays = [pool.empty(SHAPE) for _ in range(12)]
+    del arrays
+    gc.collect()
+    assert pool.held == pool.limit
+
+
+def test_clear_frees_what_is_held_and_leaves_live_arrays_alone(pool: BufferPool) -> None:
+    kept = pool.empty(SHAPE)
+    kept.fill(7)
+    pool.empty(SHAPE)
+    pool.clear()
+    assert pool.held == 0
+    assert np.all(kept == 7)
+    del kept
+    assert pool.held == BYTES
+
+
+def test_threads_get_memory_of_their_own(pool: BufferPool) -> None:
+    barrier = threading.Barrier(8)
+
+    def work(value: int) -> bool:
+        barrier.wait()
+        ok = True
+        for _ in range(150):
+            arrays = [pool.empty(SHAPE) for _ in range(2)]
+            for x in arrays:
+                x.fill(value)
+            ok = ok and all(bool(np.all(x == value)) for x in arrays)
+            del arrays, x
+        return ok
+
+    with ThreadPoolExecutor(8) as executor:
+        assert all(executor.map(work, range(8)))
+    assert 0 <= pool.held <= pool.limit
+
+
+def test_kernels_called_from_several_threads_do_not_disturb_each_other(
+    ring: Ring, rng: np.random.Generator
+) -> None:
+    limbs = list(range(31))
+    primes = list(ring.chain.primes + ring.chain.special_primes)
+    x, y = (reference.random_residues(rng, primes, 4, degree=1024) for _ in "xy")
+    product = ring.multiply(x, y, limbs)
+    values = ring.ntt(x, limbs)
+
+    def work(_: int) -> bool:
+        ok = True
+        for _ in range(20):
+            ok = ok and np.array_equal(ring.multiply(x, y, limbs), product)
+            ok = ok and np.array_equal(ring.ntt(x, limbs), values)
+            ok = ok and np.array_equal(ring.intt(values, limbs), x)
+        return ok
+
+    with ThreadPoolExecutor(4) as executor:
+        assert all(executor.map(work, range(4)))
+
+
+def test_zeros_are_zero_even_in_used_memory(ring: Ring) -> None:
+    shape = (8, SMALLEST // 4)
+    ring.empty(shape).fill(5)
+    assert not np.any(ring.zeros(shape))
