@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from aegis_dask.ckks import sampling
 from aegis_dask.ckks.encoder import Encoder
 from aegis_dask.ckks.keys import PublicKey, SecretKey
+from aegis_dask.ckks.levels import LevelPlanner
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.scale import Scale
@@ -48,68 +49,57 @@ class Encryptor:
         level, scale
             As for `Encoder.encode`; a plaintext brings its own.
         """
-        params, ring, encoder = self.params, self.params.ring, self._encoder
+        encoder = self._encoder
         if isinstance(values, Plaintext):
             check_same(self, values, names=("the encryptor", "the plaintext"))
-            data = values.data
+            level, exact = values.level, values.scale
+            message = values.data[None]
             if values.is_periodic:
-                data = np.repeat(data, params.ring_degree // data.shape[1], axis=1)
-            zero = self._encrypt_zero(values.level, 1)
-            limbs = params.limbs(values.level)
-            c0 = ring.add(zero.data[:, :1], data, limbs)
-            return self._assemble(zero, c0, values.level, values.scale)
-        level = encoder._level(level)
-        exact = encoder._scale(scale, level)
-        z = encoder._check(values)
-        z = z.reshape(-1, z.shape[-1])
-        message = encoder.coefficients(z, exact, level)
-        return self._encrypt_coefficients(message, level, exact)
-
-    def _encrypt_coefficients(
-        self, message: NDArray[np.float64], level: int, scale: Scale
-    ) -> Ciphertext:
-        """Encrypt integer-valued coefficients ``[b, N]``; the error is added before the NTT."""
-        error = sampling.error(message.shape)
-        if float(np.max(np.abs(message), initial=0.0)) < 2.0**52:
-            body = self._encoder.residues(message + error, level)
+                runs = self.params.ring_degree // message.shape[-1]
+                message = np.repeat(message, runs, axis=-1)
         else:
-            limbs, ring = self.params.limbs(level), self.params.ring
-            noise = ring.ntt(ring.from_signed(error, limbs), limbs)
-            body = ring.add(self._encoder.residues(message, level), noise, limbs)
-        return self._finish(body, level, scale)
+            level = encoder._level(level)
+            exact = encoder._scale(scale, level)
+            z = encoder._check(values)
+            coefficients = encoder.coefficients(z.reshape(-1, z.shape[-1]), exact, level)
+            message = encoder.residues(coefficients, level)
+        if isinstance(self._key, SecretKey):
+            data, seed = self._mask_with_secret(self._key, message, level)
+            return Ciphertext(self.params, data, level, exact, seed)
+        data = self._mask_with_public(self._key, message, level)
+        return Ciphertext(self.params, data, level, exact)
 
-    def _encrypt_zero(self, level: int, batch: int) -> Ciphertext:
-        error = sampling.error((batch, self.params.ring_degree)).astype(np.float64)
-        return self._finish(self._encoder.residues(error, level), level, self.params.scales[level])
-
-    def _finish(self, body: Any, level: int, scale: Scale) -> Ciphertext:
-        """Add the mask to ``message + error`` residues ``[b, limb, N]``."""
+    def _mask_with_secret(self, key: SecretKey, message: Any, level: int) -> tuple[Any, bytes]:
+        """Return ``(m + e - a s, a)`` for message residues ``[b, limb, N]``, a from a seed each."""
         params, ring = self.params, self.params.ring
         limbs, window = params.limbs(level), params.window(level)
-        batch = body.shape[0]
-        data = ring.empty((batch, 2, *body.shape[1:]))
-        seed = None
-        if isinstance(self._key, SecretKey):
-            seeds = [sampling.new_seed() for _ in range(batch)]
-            s = self._key._residues[window.start : window.stop]
-            for b in range(batch):
-                a = ring.uniform(seeds[b], sampling.DOMAIN_CIPHERTEXT, [0], limbs)[0]
-                data[b, 1] = a
-                ring.sub(body[b], ring.multiply(a, s, limbs), limbs, out=data[b, 0])
-            seed = b"".join(seeds)
-        else:
-            key = self._key
-            shape = (batch, params.ring_degree)
-            u = ring.ntt(ring.from_signed(sampling.ternary(shape), limbs), limbs)
-            e = ring.ntt(ring.from_signed(sampling.error(shape), limbs), limbs)
-            own = slice(window.start, window.stop)
-            data[:, 0] = ring.multiply(u, key.b[own], limbs, accumulate=body)
-            data[:, 1] = ring.multiply(u, key.a[own], limbs, accumulate=e)
-        return Ciphertext(params, data, level, scale, seed)
+        error = sampling.error((len(message), params.ring_degree))
+        body = ring.add(ring.ntt(ring.from_signed(error, limbs), limbs), message, limbs)
+        data = ring.empty((len(message), 2, *message.shape[1:]))
+        seeds = [sampling.new_seed() for _ in message]
+        s = key._residues[window.start : window.stop]
+        for i, seed in enumerate(seeds):
+            data[i, 1] = ring.uniform(seed, sampling.DOMAIN_CIPHERTEXT, [0], limbs)[0]
+            ring.sub(body[i], ring.multiply(data[i, 1], s, limbs), limbs, out=data[i, 0])
+        return data, b"".join(seeds)
 
-    def _assemble(self, zero: Ciphertext, c0: Any, level: int, scale: Scale) -> Ciphertext:
-        data = np.concatenate([c0, zero.data[:, 1:]], axis=1)
-        return Ciphertext(self.params, data, level, scale, zero.seed)
+    def _mask_with_public(self, key: PublicKey, message: Any, level: int) -> Any:
+        """Return ``(m, 0) + (u (b, a) + (e_0, e_1)) / P``.
+
+        The division leaves an error of rounding size, about 4 bits below that of an encryption
+        over Q (as in Lattigo's encryptor over QP).
+        """
+        params, ring, window = self.params, self.params.ring, self.params.window(level)
+        limbs, first = params.extended_limbs(level), len(params.chain.primes)
+        batch, n = len(message), params.ring_degree
+        zero = ring.ntt(ring.from_signed(sampling.error((batch, 2, n)), limbs), limbs)
+        u = ring.ntt(ring.from_signed(sampling.ternary((batch, 1, n)), limbs), limbs)
+        for h, half in enumerate((key.b, key.a)):
+            own = np.concatenate([half[window.start : window.stop], half[first:]])
+            for i in range(batch):
+                ring.multiply(u[i, 0], own, limbs, accumulate=zero[i, h])
+        plan = LevelPlanner(params).mod_down(level, level)
+        return ring.mod_down(zero, plan, addend=np.ascontiguousarray(message)[:, None])
 
 
 class Decryptor:

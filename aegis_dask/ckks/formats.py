@@ -161,14 +161,14 @@ def _check_seed(ct: Ciphertext) -> None:
 
 
 def _pack_public_key(key: PublicKey) -> tuple[Fields, Tensors]:
-    shape = (len(key.params.chain.primes), key.params.ring_degree)
+    shape = (len(key.params.chain.all_primes), key.params.ring_degree)
     return {"seed": _hex(key.seed)}, {"b": _host(key.params, "the public key", key.b, shape)}
 
 
 def _unpack_public_key(container: Container, params: Parameters) -> PublicKey:
     check_keys("the tensors of a public key", container.entries, {"b"})
     seed = read_seeds("the public key", container.fields["seed"], 1)
-    primes = params.chain.primes
+    primes = params.chain.all_primes
     b = _residues(container, "b", (len(primes), params.ring_degree), primes)
     return PublicKey(params, params.ring.from_host(b), seed)
 
@@ -230,14 +230,14 @@ def read_key_seeds(container: Container, params: Parameters) -> dict[int | None,
 
 def read_key(container: Container, params: Parameters, name: str, seed: bytes) -> EvaluationKey:
     """Return the evaluation key of a tensor ``[digit, prime, N]`` and a seed."""
-    primes = params.chain.primes + params.chain.special_primes
+    primes = params.chain.all_primes
     b = _residues(container, name, (params.digits, len(primes), params.ring_degree), primes)
     return EvaluationKey(params, params.ring.from_host(b), seed)
 
 
 def _pack_key(key: EvaluationKey) -> NDArray[Any]:
     params = key.params
-    limbs = len(params.chain.primes) + len(params.chain.special_primes)
+    limbs = len(params.chain.all_primes)
     return _host(params, "the key", key.b, (params.digits, limbs, params.ring_degree))
 
 

@@ -61,7 +61,10 @@ class SecretKey:
 
 @dataclass(frozen=True, eq=False)
 class PublicKey:
-    """An encryption of zero over the ciphertext primes: ``b = -a s + e``."""
+    """An encryption of zero over QP, ``b = -a s + e``.
+
+    Over QP, not Q: encryption divides by P, which leaves only the rounding of its error.
+    """
 
     params: Parameters
     b: Array
@@ -70,7 +73,7 @@ class PublicKey:
     @cached_property
     def a(self) -> Array:
         """The uniform half ``[prime, N]``, regenerated from the seed."""
-        limbs = list(range(len(self.params.chain.primes)))
+        limbs = _all_limbs(self.params)
         out = self.params.ring.uniform(self.seed, sampling.DOMAIN_PUBLIC_KEY, [0], limbs)
         first: Array = out[0]
         return first
@@ -220,11 +223,10 @@ class KeyGenerator:
         """Return a public encryption key."""
         check_same(self, secret_key, names=("the key generator", "the secret key"))
         ring = self.params.ring
-        limbs = list(range(len(self.params.chain.primes)))
+        limbs = _all_limbs(self.params)
         key = PublicKey(self.params, ring.empty((0,)), sampling.new_seed())
         e = ring.ntt(ring.from_signed(sampling.error((self.params.ring_degree,)), limbs), limbs)
-        s = secret_key._residues[: len(limbs)]
-        b = ring.sub(e, ring.multiply(key.a, s, limbs), limbs)
+        b = ring.sub(e, ring.multiply(key.a, secret_key._residues, limbs), limbs)
         return PublicKey(self.params, b, key.seed)
 
     def evaluation_keys(
@@ -298,4 +300,4 @@ class KeyGenerator:
 
 
 def _all_limbs(params: Parameters) -> list[int]:
-    return list(range(len(params.chain.primes) + len(params.chain.special_primes)))
+    return list(range(len(params.chain.all_primes)))

@@ -118,7 +118,7 @@ class LinearTransform:
         n1 = baby_steps or _default_baby_steps(list(folded), period)
         giants = tuple(sorted({k // n1 * n1 for k in folded}))
         babies = tuple(sorted({k % n1 for k in folded}))
-        limbs, scale = _extended_limbs(params, level), float(params.scales[level])
+        limbs, scale = params.extended_limbs(level), float(params.scales[level])
         zero = np.zeros(period, np.complex128)
         runs = 2 * period
         if runs * MIN_RUN <= params.ring_degree:
@@ -158,16 +158,6 @@ def _default_baby_steps(steps: list[int], period: int) -> int:
     return min(1 << target.bit_length() - 1 if target & (target - 1) else target, period)
 
 
-def _extended_limbs(params: Parameters, level: int) -> list[int]:
-    first = len(params.chain.primes)
-    return params.limbs(level) + list(range(first, first + len(params.chain.special_primes)))
-
-
-def _prime(params: Parameters, i: int) -> int:
-    primes = params.chain.primes
-    return primes[i] if i < len(primes) else params.chain.special_primes[i - len(primes)]
-
-
 def _coefficients(values: NDArray[np.complex128], n: int, scale: float) -> NDArray[np.float64]:
     """Return the scaled and rounded coefficients ``[..., n]`` of slots ``[..., n/2]``."""
     c = np.rint(embed(values, n) * scale)
@@ -188,7 +178,7 @@ def _encode_runs(
     c = _coefficients(vectors, 2 * period, scale)
     out = np.empty((len(limbs), 2 * period, *vectors.shape[:-1]), np.uint32)
     for row, i in enumerate(limbs):
-        p = _prime(params, i)
+        p = params.chain.all_primes[i]
         residues = subring_ntt(c, params.ring_degree, p).astype(np.uint64)
         out[row] = np.moveaxis(residues * np.uint64((1 << 32) % p) % np.uint64(p), -1, 0)
     return out
@@ -223,7 +213,7 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
         raise ScaleError("linear transforms take ciphertexts of 2 components; relinearise first")
     x = ev.to_level(x, t.level) if x.level > t.level else x
     params, ring = ev.params, ev.params.ring
-    limbs, n = _extended_limbs(params, t.level), params.ring_degree
+    limbs, n = params.extended_limbs(t.level), params.ring_degree
     window = len(params.window(t.level))
     keys = {k: ev.keys.for_element(rotation_element(k, n)) for k in t.rotations}
     plan = ev.levels.digit_raise(t.level)
@@ -284,7 +274,7 @@ def _plaintext_products(
 def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
     """Return rot_g of ``[batch, 2, limb, N]`` over QP, over QP."""
     params, ring = ev.params, ev.params.ring
-    limbs, plan = _extended_limbs(params, level), ev.levels.digit_raise(level)
+    limbs, plan = params.extended_limbs(level), ev.levels.digit_raise(level)
     c1 = ring.mod_down(np.ascontiguousarray(acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
     c1 = np.ascontiguousarray(c1)
     digits = ring.raise_digits(c1, plan)

@@ -66,9 +66,16 @@ class NoiseModel:
         )
 
     def fresh_public(self, level: int, magnitude: float = 1.0, scale: Scale | None = None) -> float:
-        """Return the error under the public key: ``e_0 + e_1 s + u e``, u uniform ternary."""
+        """Return the error under the public key, ``(e_0 + e_1 s + u e) / P`` rounded.
+
+        u is uniform ternary.
+        """
         variance = ERROR_STD**2 * (1 + 2 * self._weight)
-        return hypot(self._slots(variance, level, scale), self.encoding(level, magnitude, scale))
+        return hypot(
+            self._slots(variance, level, scale) / self.params.chain.special_modulus,
+            self.rounding(level, 2, scale),
+            self.encoding(level, magnitude, scale),
+        )
 
     # -- roundings and key switches ---------------------------------------------------------
 

@@ -178,7 +178,7 @@ class Parameters:
     @property
     def evaluation_key_bytes(self) -> int:
         """Size of one evaluation key in memory; half of it when written (seeded)."""
-        limbs = len(self.chain.primes) + len(self.chain.special_primes)
+        limbs = len(self.chain.all_primes)
         return 2 * self.digits * limbs * 4 * self.ring_degree
 
     # -- levels -----------------------------------------------------------------------------
@@ -190,6 +190,11 @@ class Parameters:
     def limbs(self, level: int) -> list[int]:
         """Return the prime indices of a level."""
         return list(self.chain.windows[level].limbs())
+
+    def extended_limbs(self, level: int) -> list[int]:
+        """Return the prime indices of a level and of P."""
+        first = len(self.chain.primes)
+        return self.limbs(level) + list(range(first, len(self.chain.all_primes)))
 
     @cached_property
     def log2_moduli(self) -> tuple[float, ...]:

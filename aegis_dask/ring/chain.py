@@ -75,6 +75,11 @@ class ModulusChain:
         return len(self.windows) - 1
 
     @cached_property
+    def all_primes(self) -> tuple[int, ...]:
+        """Primes of an evaluation key: the ciphertext primes, then the special ones."""
+        return self.primes + self.special_primes
+
+    @cached_property
     def special_modulus(self) -> int:
         """P, the product of the special primes."""
         return prod(self.special_primes)
@@ -87,12 +92,12 @@ class ModulusChain:
     @cached_property
     def key_modulus(self) -> int:
         """Product of every prime of an evaluation key: all ciphertext primes and P."""
-        return prod(self.primes) * self.special_modulus
+        return prod(self.all_primes)
 
     @cached_property
     def log2_key_modulus(self) -> float:
         """log2 of `key_modulus`, the figure that security depends on."""
-        return sum(log2(p) for p in self.primes + self.special_primes)
+        return sum(log2(p) for p in self.all_primes)
 
 
 def _next_counts(terminals: int, mains: int, bits: int) -> tuple[int, int]:

@@ -103,7 +103,7 @@ class DigitRaise:
 
 def digit_raise(chain: ModulusChain, window: Window, bounds: Sequence[int]) -> DigitRaise:
     """Build the constants of ModUp at `window`; digit d is the limbs from bounds[d] on."""
-    primes = chain.primes + chain.special_primes
+    primes = chain.all_primes
     special = range(len(chain.primes), len(primes))
     limbs = [*window.limbs(), *special]
     first = bisect_right(bounds, window.start) - 1
@@ -167,7 +167,7 @@ def mod_down(
     chain: ModulusChain, old: Window, new: Window, has_special: bool, factor: int = 1
 ) -> ModDown:
     """Build the constants of a division from window `old` (and P) to window `new`."""
-    primes = chain.primes + chain.special_primes
+    primes = chain.all_primes
     special = list(range(len(chain.primes), len(primes))) if has_special else []
     dropped = [i for i in old.limbs() if i not in new]
     sources = dropped + special

@@ -75,8 +75,8 @@ def test_the_secret_is_ternary_and_the_same_modulo_every_prime(scheme: Scheme) -
 
 def test_a_public_key_is_an_encryption_of_zero(scheme: Scheme) -> None:
     params, ring = scheme.params, scheme.params.ring
-    limbs = list(range(len(params.chain.primes)))
-    s = scheme.secret_key._residues[: len(limbs)]
+    s = scheme.secret_key._residues
+    limbs = list(range(len(s)))
     rest = ring.add(scheme.public_key.b, ring.multiply(scheme.public_key.a, s, limbs), limbs)
     check_error(integers(params, rest, limbs))
 

@@ -95,16 +95,16 @@ def test_products(schemes: Schemes, rng: np.random.Generator, name: str, level: 
 def test_noise_of_operands_dominates_a_product_where_they_are_noisy(
     schemes: Schemes, rng: np.random.Generator
 ) -> None:
-    # Scale 2^30 lifts the noise of fresh ciphertexts above the rounding of the rescale.
+    # A fresh ciphertext is as noisy as a rescale; large slots multiply the noise of the other one.
     s = schemes("n13-d30")
-    level, size = s.params.max_level, (2 / 3) ** 0.5
+    level, size = s.params.max_level, 8 * (2 / 3) ** 0.5
     fresh = s.noise.fresh_public(level)
     assert fresh * size > 2 * s.noise.rounding(level - 1)
     predicted = s.noise.multiply(level, fresh, fresh, size, size)
     assert predicted == pytest.approx(
         hypot(2**0.5 * size * fresh, s.noise.rounding(level - 1)), rel=0.05
     )
-    z, w = s.slots(rng), s.slots(rng)
+    z, w = 8 * s.slots(rng), 8 * s.slots(rng)
     product = s.evaluator.multiply(s.encryptor.encrypt(z), s.encryptor.encrypt(w))
     assert_predicted(s.errors(z * w, product), predicted)
 

@@ -132,9 +132,9 @@ def residues(obj: object) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
         primes = obj.params.chain.primes
         yield obj.data, tuple(primes[i] for i in obj.params.limbs(obj.level))
     elif isinstance(obj, PublicKey):
-        yield obj.b, obj.params.chain.primes
+        yield obj.b, obj.params.chain.all_primes
     elif isinstance(obj, EvaluationKey):
-        yield obj.b, obj.params.chain.primes + obj.params.chain.special_primes
+        yield obj.b, obj.params.chain.all_primes
     elif isinstance(obj, EvaluationKeys):
         galois = [obj.galois[g] for g in sorted(obj.galois)]
         for key in filter(None, [obj.relinearisation, *galois]):

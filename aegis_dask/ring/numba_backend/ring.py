@@ -92,7 +92,7 @@ class NumbaRing:
             )
         self.chain = chain
         self.degree = n
-        primes = chain.primes + chain.special_primes
+        primes = chain.all_primes
         self._primes = primes
         plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
         self._tables, self._inverse_tables = (
