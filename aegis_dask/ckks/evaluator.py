@@ -321,7 +321,7 @@ class Evaluator:
     def rotate(self, x: Ciphertext, steps: int) -> Ciphertext:
         """Rotate the slots to the left: slot j takes the value of slot j + steps.
 
-        Without a key for `steps` the rotation is composed of those there are.
+        Without a key for `steps` the rotation is composed of at most log2(slots) there are.
 
         Raises
         ------

@@ -189,14 +189,17 @@ class EvaluationKeys:
         Raises
         ------
         MissingKeyError
-            If the keys cannot reach that rotation.
+            If the keys cannot reach that rotation, or not in log2(slots) steps.
         """
-        path = decompose(steps, self.steps, self.params.slots)
-        if path is None:
+        slots = self.params.slots
+        path = decompose(steps, self.steps, slots)
+        # The minimal set, powers of two, needs at most log2(slots); a longer way is a mistake.
+        if path is None or len(path) >= slots.bit_length():
             known = ", ".join(str(s) for s in sorted(self.steps)) or "none"
+            why = "do not add up to it" if path is None else f"would take {len(path)} rotations"
             raise MissingKeyError(
-                f"no evaluation key rotates by {steps % self.params.slots} steps and the keys "
-                f"there are ({known}) do not add up to it; make it with "
+                f"no evaluation key rotates by {steps % slots} steps and the keys there are "
+                f"({known}) {why}; make it with "
                 f"KeyGenerator.evaluation_keys(secret_key, rotations=[{steps}])"
             )
         return path

@@ -31,11 +31,13 @@ def test_errors_are_centred_binomial() -> None:
 
 
 def test_ternary_coefficients_are_uniform() -> None:
-    s = sampling.ternary((COUNT,))
+    # Enough of them to see the bias of a byte modulo 3, 1/256.
+    count = 1 << 22
+    s = sampling.ternary((count,))
     assert set(np.unique(s)) == {-1, 0, 1}
     for value in (-1, 0, 1):
-        deviation = (COUNT * 2 / 9) ** 0.5
-        assert abs(np.count_nonzero(s == value) - COUNT / 3) < 6 * deviation
+        deviation = (count * 2 / 9) ** 0.5
+        assert abs(np.count_nonzero(s == value) - count / 3) < 6 * deviation
 
 
 @pytest.mark.parametrize("sample", [sampling.error, sampling.ternary])

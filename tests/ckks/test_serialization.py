@@ -131,9 +131,7 @@ def residues(obj: object) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
     if isinstance(obj, (Plaintext, Ciphertext)):
         primes = obj.params.chain.primes
         yield obj.data, tuple(primes[i] for i in obj.params.limbs(obj.level))
-    elif isinstance(obj, PublicKey):
-        yield obj.b, obj.params.chain.all_primes
-    elif isinstance(obj, EvaluationKey):
+    elif isinstance(obj, (PublicKey, EvaluationKey)):
         yield obj.b, obj.params.chain.all_primes
     elif isinstance(obj, EvaluationKeys):
         galois = [obj.galois[g] for g in sorted(obj.galois)]
