@@ -27,7 +27,8 @@ This page is written by `python -m benchmarks.engine --write-docs`; do not edit 
   `NUMBA_NUM_THREADS`). Ours runs before and after the others, each time with half of the budget.
 - Every result is decrypted and compared with the expected values before it is timed. Times are
   minima in milliseconds; a ratio is the time of the library divided by ours. `*`: another
-  process used more than {DISTURBED} cores meanwhile.
+  process used more than {DISTURBED} cores each time, which is tried again at the end; a library
+  that was disturbed has no ratio, it would be too large.
 - All operations are at the top level, on full vectors of N/2 real values, one ciphertext each.
   `encrypt` uses the public key and an encoded plaintext; `decrypt` includes decoding;
   `multiply_plain` does not rescale; `hoisted_rotations_8` makes 8 rotations of one ciphertext;

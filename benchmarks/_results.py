@@ -53,8 +53,9 @@ class Run:
         return sorted({r["threads"] for r in self.records if r["kind"] == "time"})
 
     def time(self, lib: str, threads: int, op: str) -> Record | None:
-        """The fastest measurement of an operation, None without one."""
+        """The fastest measurement of an operation, among undisturbed ones if there are any."""
         found = [r for r in self._select("time", lib, threads) if r["op"] == op]
+        found = [r for r in found if not _is_disturbed(r)] or found
         return min(found, key=lambda r: float(r["min_ms"]), default=None)
 
     def milliseconds(self, lib: str, threads: int, op: str) -> float | None:
@@ -63,12 +64,14 @@ class Run:
         return None if record is None else float(record["min_ms"])
 
     def disturbed(self, lib: str, threads: int, op: str) -> bool:
-        """Whether other processes kept part of a core busy meanwhile."""
+        """Whether every measurement shared the machine with other processes."""
         record = self.time(lib, threads, op)
-        return record is not None and (record["foreign_load"] or 0) > DISTURBED
+        return record is not None and _is_disturbed(record)
 
     def speedup(self, peer: str, threads: int, op: str) -> float | None:
-        """Time of the peer over ours."""
+        """Time of the peer over ours; None if the peer was disturbed, which makes it too large."""
+        if self.disturbed(peer, threads, op):
+            return None
         theirs, ours = (self.milliseconds(lib, threads, op) for lib in (peer, OURS))
         return theirs / ours if theirs and ours else None
 
@@ -132,3 +135,7 @@ class Run:
             return None
         counts = work(Shape(**shape)).get(op)
         return None if counts is None else floor(counts, model)
+
+
+def _is_disturbed(record: Record) -> bool:
+    return (record["foreign_load"] or 0) > DISTURBED

@@ -80,8 +80,7 @@ def times(run: Run, threads: int) -> str:
         for lib in peers:
             row += [
                 _milliseconds(run, lib, threads, op),
-                # A disturbed peer makes the ratio too large, as a disturbed run of ours too small.
-                factor(run.speedup(lib, threads, op)) + "*" * run.disturbed(lib, threads, op),
+                factor(run.speedup(lib, threads, op)),
             ]
         rows.append(row)
     return table(header, rows)

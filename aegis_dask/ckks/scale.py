@@ -38,11 +38,18 @@ class Scale:
 
     @classmethod
     def from_int(cls, value: int) -> Scale:
-        """Return the scale of a positive integer (powers of two are split off)."""
+        """Return the scale of a positive integer.
+
+        Prime factors below 1000 are split off; what remains is one base.
+        """
         if value <= 0:
             raise ValueError(f"a scale is positive, {value} was given")
-        twos = (value & -value).bit_length() - 1
-        return cls({2: twos, value >> twos: 1} if value >> twos > 1 else {2: twos})
+        factors: dict[int, int] = {}
+        for p in (2, *range(3, 1000, 2)):
+            while value % p == 0:
+                factors[p] = factors.get(p, 0) + 1
+                value //= p
+        return cls({**factors, value: 1})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scale) and self.factors == other.factors

@@ -7,12 +7,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_dask.errors import BackendError
 from aegis_dask.ring.tables import LANES, TAIL, U32, bit_reversal
 
 
 def automorphism_indices(ring_degree: int, galois_element: int) -> NDArray[np.int64]:
     """Return i -> index of the point whose value point i takes under X -> X^g."""
     n = ring_degree
+    if galois_element % 2 == 0:
+        raise BackendError(f"Galois element {galois_element} is even; X -> X^g needs an odd g")
     order = bit_reversal(n)
     exponent = (2 * order + 1) * galois_element % (2 * n)
     out: NDArray[np.int64] = order[exponent >> 1]

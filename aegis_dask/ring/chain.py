@@ -123,7 +123,7 @@ def build_chain(
         N, a power of two from 2^10 to 2^17.
     base_bits
         Size of Q_0: a multiple of 5 from 50 (two terminals) upwards when a rational level follows,
-        else from 40 to 60 (a pair of primes).
+        else from 50 to 60 (a pair of primes).
     level_bits
         Size of each level from the bottom: 35, 40 or 45 (rational rescaling), 25 to 30 (one
         prime) or 50 to 60 (a pair). Single and pair levels stand above the rational ones.
@@ -135,7 +135,13 @@ def build_chain(
     ParameterError
         If a size is not one of these, or primes run out.
     """
-    if any(b in RATIONAL_LEVEL_BITS for b in level_bits):
+    rational = any(b in RATIONAL_LEVEL_BITS for b in level_bits)
+    if base_bits < 50 or (not rational and base_bits > 60):
+        raise ParameterError(
+            f"the base has {base_bits} bits; it has 50 to 60 (a pair of primes), or a multiple of "
+            f"5 from 50 below levels of {', '.join(map(str, RATIONAL_LEVEL_BITS))} bits"
+        )
+    if rational:
         base, rest = _next_counts(0, 0, base_bits), 0.0
     else:
         base, rest = (0, 2), base_bits / 2

@@ -14,8 +14,8 @@ from aegis_dask.errors import ParameterError
 MAX_PRIME_BITS = 30
 """Every prime of the library is below ``2**MAX_PRIME_BITS``."""
 
-MIN_PRIME_BITS = 20
-"""Primes are above ``2**MIN_PRIME_BITS``; smaller ones lose too much precision per word."""
+MIN_PRIME_BITS = 25
+"""Smallest target size: there are few smaller NTT primes, and they would waste their words."""
 
 _WITNESSES = (2, 3, 5, 7)  # deterministic below 3,215,031,751 (Jaeschke 1993), so below 2^30
 
@@ -64,7 +64,7 @@ def ntt_primes(
     ring_degree
         Degree N of the cyclotomic polynomial ``X^N + 1``, a power of two.
     bits
-        Target size as log2, from 20 to 30. At 30 the primes lie just below ``2**30``.
+        Target size as log2, from 25 to 30. At 30 the primes lie just below ``2**30``.
     count
         Number of primes.
     exclude

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -71,11 +70,9 @@ class _Figures:
         for t in threads:
             ours, theirs = (run.milliseconds(lib, t, op) for lib in (OURS, _PEER))
             parts.append(f"{t} threads: ours {ours} ms, OpenFHE {theirs} ms")
-        found = self._worst({t: run.speedup(_PEER, t, op) for t in threads}, min, "; ".join(parts))
         if any(run.disturbed(_PEER, t, op) for t in threads):
-            # The ratio would be too large: no evidence.
-            return replace(found, note=f"OpenFHE was disturbed; {found.note}", sound=False)
-        return found
+            return Finding(None, f"OpenFHE was disturbed; {'; '.join(parts)}", sound=False)
+        return self._worst({t: run.speedup(_PEER, t, op) for t in threads}, min, "; ".join(parts))
 
     def copy_ratio(self, op: str, threads: tuple[int, ...]) -> Finding:
         """Time of an operation over that of copying as many bytes, the worst."""

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -101,6 +103,43 @@ def test_errors_of_large_messages_have_their_full_size(
         assert np.max(np.abs(e)) <= sampling.ERROR_BITS + 1
         deviation = float(np.std(e.astype(np.float64)))
         assert deviation == pytest.approx(sampling.ERROR_STD, rel=6 / 2048**0.5)
+
+
+def test_public_key_encryption_masks_with_fresh_errors_before_it_divides_by_p(
+    scheme: Scheme, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The division hides these errors from every decryption, so the kernel's input is looked at.
+    params, ring, level = scheme.params, scheme.params.ring, 3
+    masks: list[np.ndarray] = []
+    inputs: list[np.ndarray] = []
+    ternary, mod_down = sampling.ternary, type(ring).mod_down
+
+    def recorded_mask(shape: tuple[int, ...]) -> np.ndarray:
+        masks.append(ternary(shape))
+        return masks[-1]
+
+    def recorded_input(self: object, x: np.ndarray, *args: object, **options: object) -> object:
+        inputs.append(x.copy())
+        return mod_down(self, x, *args, **options)
+
+    monkeypatch.setattr(sampling, "ternary", recorded_mask)
+    monkeypatch.setattr(type(ring), "mod_down", recorded_input)
+    scheme.encryptor.encrypt(scheme.slots(rng, 2), level)
+    (u,), (x,) = masks, inputs
+    limbs, key = params.extended_limbs(level), scheme.public_key
+    everything = params.chain.primes + params.chain.special_primes
+    primes = [everything[i] for i in limbs]
+    errors = []
+    for b, (c, half) in product(range(2), enumerate((key.b, key.a))):
+        u_b = ring.ntt(ring.from_signed(u.reshape(2, -1)[b], limbs), limbs)
+        e = ring.sub(x[b, c], ring.multiply(u_b, half[limbs], limbs), limbs)
+        residue = reference.crt(ring.intt(e, limbs), primes)
+        errors.append(reference.centered(residue, prod(primes)))
+    e = np.array(errors).astype(np.float64)
+    assert np.max(np.abs(e)) <= sampling.ERROR_BITS
+    assert e.std(axis=1) == pytest.approx(sampling.ERROR_STD, rel=6 / 2048**0.5)
+    samples = np.concatenate([e, u.reshape(2, -1)])
+    assert np.max(np.abs(np.corrcoef(samples) - np.eye(6))) < 6 / 1024**0.5
 
 
 @pytest.mark.parametrize("periodic", [False, True])

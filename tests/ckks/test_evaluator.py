@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.ckks.evaluator import Evaluator
+from aegis_dask.ckks.galois import inner_sum_steps
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
@@ -444,6 +445,25 @@ def test_inner_sums_of_any_count(
     switches = sqrt(2 * log2(count)) * o.noise.key_switch(o.level)
     deviation = sqrt(count) * hypot(o.fresh, switches)
     o.check(expected, o.ev.inner_sum(o.x, count, stride), deviation, o.level)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("count", range(1, 40))
+def test_inner_sums_use_the_rotations_that_inner_sum_steps_announces(
+    schemes: Schemes, monkeypatch: pytest.MonkeyPatch, count: int, stride: int
+) -> None:
+    s = schemes(TINY)
+    used: set[int] = set()
+
+    def rotate(self: Evaluator, x: Ciphertext, steps: int) -> Ciphertext:
+        used.add(steps)
+        return x
+
+    monkeypatch.setattr(Evaluator, "rotate", rotate)
+    got = s.evaluator.inner_sum(s.encryptor.encrypt([1.0]), count, stride)
+    assert tuple(sorted(used - {0})) == inner_sum_steps(count, stride)
+    # Without rotations every term is the same.
+    assert np.max(s.errors(np.eye(1, s.params.slots)[0] * count, got)) < 2.0**-30
 
 
 def test_an_inner_sum_of_nothing_is_refused(schemes: Schemes, rng: np.random.Generator) -> None:

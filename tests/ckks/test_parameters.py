@@ -133,6 +133,10 @@ def test_an_unknown_preset_is_answered_with_the_list_of_presets() -> None:
         ({"special_primes": 0}, "special_primes is 0"),
         ({"scale_bits": 19}, "scale_bits is 19, it must be at least 20"),
         ({"scale_bits": 50}, r"below base_bits \(50\)"),
+        (
+            {"base_bits": 45, "scale_bits": 30, "level_bits": (54,)},
+            "the base has 45 bits; it has 50",
+        ),
         ({"level_bits": (34,)}, "a level has 25 to 30"),
         (
             {"special_primes": 2},

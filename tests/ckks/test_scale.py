@@ -63,6 +63,7 @@ def test_integers_and_powers_of_two_agree() -> None:
     assert Scale.from_int(1 << 40) == Scale({2: 40})
     assert Scale.from_int(3 << 10) == Scale({2: 10, 3: 1})
     assert Scale.from_int(1) == Scale({})
+    assert Scale.from_int(9) == Scale.from_int(3) * Scale.from_int(3)
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -416,3 +416,24 @@ def test_a_division_by_nothing_is_refused() -> None:
     chain = CHAINS["rational 40"]
     with pytest.raises(ValueError, match="at least one prime that leaves"):
         mod_down(chain, chain.windows[3], chain.windows[3], False)
+
+
+def test_operands_of_wrong_shapes_are_refused() -> None:
+    chain, window, constants = raised("rational 40", 2, 3)
+    ring, n = get_ring(chain), chain.ring_degree
+    limbs = list(window.limbs())
+    x = ring.zeros((1, len(limbs), n))
+    key = ring.zeros((8, len(chain.all_primes), n))
+    down = mod_down(chain, window, window, True)
+    with pytest.raises(BackendError, match="a key of shape"):
+        ring.switch_key(x, constants, key[:, :-1], key, down)
+    with pytest.raises(BackendError, match="was given for"):
+        ring.switch_key(x[:, 1:], constants, key, key, down)
+    with pytest.raises(BackendError, match="an addend of shape"):
+        ring.switch_key(x, constants, key, key, down, addend=ring.zeros((2, 1, len(limbs), n)))
+    with pytest.raises(BackendError, match="differ in limbs"):
+        ring.add(x, x[:, 1:], limbs)
+    with pytest.raises(BackendError, match="not contiguous"):
+        ring.add(x, x, limbs, out=ring.zeros((1, len(limbs), 2 * n))[..., ::2])
+    with pytest.raises(BackendError, match="is even"):
+        ring.automorphism(x, 4)

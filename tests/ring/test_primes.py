@@ -73,7 +73,7 @@ def test_no_primes_are_found_when_none_are_asked_for() -> None:
 
 @pytest.mark.parametrize("bits", [19.9, 30.1])
 def test_a_size_out_of_range_is_refused(bits: float) -> None:
-    with pytest.raises(ParameterError, match="uses primes of 20 to 30 bits"):
+    with pytest.raises(ParameterError, match="uses primes of 25 to 30 bits"):
         ntt_primes(1024, bits, 1)
 
 

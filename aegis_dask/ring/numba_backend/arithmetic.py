@@ -74,6 +74,12 @@ def montgomery_product(x: Any, y: Any, p_inv: Any, p: Any, p2: Any) -> Any:
 
 
 @inline
+def montgomery_product_lazy(x: Any, y: Any, p_inv: Any, p: Any, p2: Any) -> Any:
+    """X y 2^-32 mod p in (0, 3p), a factor of a product that is reduced next."""
+    return reduce4_lazy(vmul_even(x, y), vmul_odd(x, y), p_inv, p, p2)
+
+
+@inline
 def cut(t: Any, p: int) -> Any:
     """64-bit t -> t or t - 2p 2^32, below 2^63 whenever p > 2^29 (to add eight more products)."""
     return qmin(t, qsub(t, qsplat(uint64(uint32(p)) << uint64(33))))

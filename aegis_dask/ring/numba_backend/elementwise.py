@@ -15,6 +15,7 @@ from aegis_dask.ring.numba_backend.arithmetic import (
     add_mod,
     canonical2,
     montgomery_product,
+    montgomery_product_lazy,
     reduce4,
     shoup_mod,
     sub_mod,
@@ -88,12 +89,12 @@ def multiply(
         o, oy = (b * limbs + l) * n, (y_index[b] * limbs + l) * n
         if accumulate:
             for c in range(0, n, 16):
-                t = montgomery_product(vload(x, o + c), vload(y, oy + c), pi, p, p2)
+                t = montgomery_product_lazy(vload(x, o + c), vload(y, oy + c), pi, p, p2)
                 t = montgomery_product(t, rr, pi, p, p2)
                 vstore(out, o + c, add_mod(vload(out, o + c), t, p))
         else:
             for c in range(0, n, 16):
-                t = montgomery_product(vload(x, o + c), vload(y, oy + c), pi, p, p2)
+                t = montgomery_product_lazy(vload(x, o + c), vload(y, oy + c), pi, p, p2)
                 vstore(out, o + c, montgomery_product(t, rr, pi, p, p2))
 
 
@@ -152,8 +153,9 @@ def tensor(out: Any, x: Any, y: Any, y_index: Any, q: Any, q_inv: Any, r2: Any, 
             (3 * b * limbs + l) * n,
         )
         for c in range(0, n, 16):
-            x0 = montgomery_product(vload(x, ox + c), rr, pi, p, p2)
-            x1 = montgomery_product(vload(x, ox + step + c), rr, pi, p, p2)
+            # Below 3p: a sum of two products with y stays below 6 p^2 < 4 p 2^32.
+            x0 = montgomery_product_lazy(vload(x, ox + c), rr, pi, p, p2)
+            x1 = montgomery_product_lazy(vload(x, ox + step + c), rr, pi, p, p2)
             y0, y1 = vload(y, oy + c), vload(y, oy + step + c)
             vstore(out, oz + c, montgomery_product(x0, y0, pi, p, p2))
             even = qadd(vmul_even(x0, y1), vmul_even(x1, y0))

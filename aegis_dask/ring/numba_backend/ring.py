@@ -80,6 +80,16 @@ def _flat(x: Array) -> Array:
     return x.reshape(-1)
 
 
+def _flat_out(x: Array) -> Array:
+    """Flatten an array that is written to: a copy would lose the result."""
+    if not x.flags.c_contiguous:
+        raise BackendError(
+            f"an array of shape {x.shape} is to be written but is not contiguous; give a "
+            "contiguous one or leave it out"
+        )
+    return x.reshape(-1)
+
+
 class NumbaRing:
     """CKKS kernels on the CPU for the primes of one chain (see `backend.Ring`)."""
 
@@ -140,6 +150,8 @@ class NumbaRing:
     @staticmethod
     def _poly_index(x: Array, y: Array) -> NDArray[np.int64]:
         """Index of the polynomial of y that goes with each polynomial of x."""
+        if y.shape[-2:] != x.shape[-2:]:
+            raise BackendError(f"operands of shapes {x.shape} and {y.shape} differ in limbs or N")
         count = prod(y.shape[:-2])
         own = np.arange(count, dtype=np.int64).reshape(y.shape[:-2])
         return np.broadcast_to(own, x.shape[:-2]).reshape(-1)
@@ -197,7 +209,7 @@ class NumbaRing:
         index = self._limbs(x, limbs)
         out = self.empty(x.shape) if out is None else out
         which = self._poly_index(x, y)
-        _call(kernel, _flat(out), _flat(x), _flat(y), which, self._q[index], self.degree)
+        _call(kernel, _flat_out(out), _flat(x), _flat(y), which, self._q[index], self.degree)
         return out
 
     def negate(self, x: Array, limbs: Limbs) -> Array:
@@ -213,7 +225,7 @@ class NumbaRing:
         out = self.empty(x.shape) if accumulate is None else accumulate
         _call(
             elementwise.multiply,
-            _flat(out),
+            _flat_out(out),
             _flat(x),
             _flat(y),
             self._poly_index(x, y),
@@ -239,7 +251,7 @@ class NumbaRing:
         polys = prod(x.shape[:-2])
         _call(
             elementwise.scale_runs,
-            _flat(out),
+            _flat_out(out),
             _flat(x),
             np.ascontiguousarray(w),
             ws,
@@ -338,7 +350,7 @@ class NumbaRing:
         index = self._limbs(x, limbs)
         _call(
             automorphism.permute_multiply_add,
-            _flat(acc),
+            _flat_out(acc),
             _flat(x),
             _flat(y),
             prod(x.shape[:-2]),
@@ -414,7 +426,7 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.inner_product`."""
         batch, nd, nl, _ = digits.shape
-        self._check_digits(nd)
+        self._check_key(x, key_b, key_a, constants)
         out = self.empty((batch, 2, nl, self.degree))
         _call(
             keyswitch.inner_product,
@@ -447,6 +459,7 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.mod_down`."""
         c, n = constants, self.degree
+        self._check_addend(x, addend)
         batch, components, limbs, _ = x.shape
         polys = batch * components
         index = np.full((batch, components), -1, np.int64)
@@ -508,9 +521,10 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.switch_key`."""
         r, n, batch = raise_constants, self.degree, x.shape[0]
+        self._check_key(x, key_b, key_a, r)
+        self._check_addend(x[:, None], addend)
         digits = self.raise_digits(x, r)
         nd = digits.shape[1]
-        self._check_digits(nd)
         used, addend_limbs = (0, 0) if addend is None else (addend.shape[1], addend.shape[2])
         extra = (_flat(x if addend is None else addend), used, addend_limbs)
         rows = max(3, nd)
@@ -566,10 +580,26 @@ class NumbaRing:
         )
         return out
 
+    def _check_key(self, x: Array, key_b: Array, key_a: Array, constants: DigitRaise) -> None:
+        digits = len(constants.conversions)
+        if digits > 8:
+            raise BackendError(f"key switching with {digits} digits; at most 8 are supported")
+        shape = (constants.first_digit + digits, len(self._primes), self.degree)
+        for key in (key_b, key_a):
+            if key.shape[0] < shape[0] or key.shape[1:] != shape[1:]:
+                raise BackendError(f"a key of shape {key.shape} was given, {shape} is needed")
+        window = int((constants.limbs < len(self.chain.primes)).sum())
+        if x.shape[1:] != (window, self.degree):
+            raise BackendError(f"an array of shape {x.shape} was given for {window} limbs")
+
     @staticmethod
-    def _check_digits(count: int) -> None:
-        if count > 8:
-            raise BackendError(f"key switching with {count} digits; at most 8 are supported")
+    def _check_addend(x: Array, addend: Array | None) -> None:
+        if addend is not None and (
+            addend.shape[0] != x.shape[0]
+            or addend.shape[2] > x.shape[2]
+            or addend.shape[3] != x.shape[3]
+        ):
+            raise BackendError(f"an addend of shape {addend.shape} does not fit {x.shape}")
 
     # -- matrix products --------------------------------------------------------------------
 
