@@ -81,7 +81,6 @@ class Case:
     run: Callable[[], Any]
     error: Callable[[Any], float]
     describe: Callable[[Any], Mapping[str, Any]] = lambda _result: {}
-    tolerance: float = TOLERANCE
 
 
 class UnsupportedError(Exception):
@@ -163,8 +162,8 @@ def _run_case(reporter: Reporter, options: Options, op: str, case: Case) -> None
     error = case.error(result)
     notes = case.describe(result)
     del result
-    if not error < case.tolerance:  # also catches NaN
-        reporter.emit("error", op=op, error=f"wrong result: {error:.3g} >= {case.tolerance:g}")
+    if not error < TOLERANCE:  # also catches NaN
+        reporter.emit("error", op=op, error=f"wrong result: {error:.3g} >= {TOLERANCE:g}")
         return
     timed = measure(
         case.run,
