@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numba import int64, prange
 
+from aegis_dask.ring.numba_backend.basis import block1, block4
 from aegis_dask.ring.numba_backend.jit import kernel
-from aegis_dask.ring.numba_backend.keyswitch import block1, block4
 from aegis_dask.ring.numba_backend.simd import vload, vstore
 
 MIN_RUN = 32

@@ -1,8 +1,7 @@
-"""Base conversion, key inner product and division: the three parts of hybrid key switching.
+"""Key inner product and division: hybrid key switching after the digits have been raised.
 
-Base conversion is an integer matrix product with 64-bit accumulators. Products are below 2^60: the
-first 16 fit, and before every eight more the sum is cut below ``2 p 2^32`` (`arithmetic.cut`), so a
-sum is below ``4 p 2^32`` when it is reduced, for any number of sources.
+`inner_product`, `divide_sources` and `divide_targets` are the steps, for hoisting; `switch_sources`
+and `switch_targets` fuse them limb by limb, so that sums do not leave the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import get_thread_id, int64, prange, uint32, uint64
 
-from aegis_dask.ring.numba_backend import arithmetic, simd
+from aegis_dask.ring.numba_backend import arithmetic
 from aegis_dask.ring.numba_backend.arithmetic import reduce4, shoup_mod
 from aegis_dask.ring.numba_backend.automorphism import permute_block
 from aegis_dask.ring.numba_backend.butterflies import (
@@ -20,7 +19,7 @@ from aegis_dask.ring.numba_backend.butterflies import (
     forward_tail_scale_sub,
     forward_tail_scale_sub_add,
 )
-from aegis_dask.ring.numba_backend.jit import generate, inline, kernel
+from aegis_dask.ring.numba_backend.jit import inline, kernel
 from aegis_dask.ring.numba_backend.ntt import (
     TAIL_ARGUMENTS,
     forward_limb_lazy,
@@ -29,112 +28,14 @@ from aegis_dask.ring.numba_backend.ntt import (
 )
 from aegis_dask.ring.numba_backend.simd import (
     qadd,
-    qhigh_words,
     qmul,
     qsplat,
     veven,
     vload,
     vodd,
-    vshift_right,
     vsplat,
     vstore,
 )
-
-COLUMNS = 512
-"""Columns per block: 16 source rows of 512 words are 32 KiB, an L1 cache's worth."""
-
-
-def _block(rows: int, vectors: int, reduce: str) -> Any:
-    """``f(dst, d, j, y, c, width, mat, count, q, q_inv)``: `rows` targets x 16 `vectors` columns.
-
-    ``d[r]`` are the offsets of the target rows, y holds `count` source rows of `width` words.
-    `reduce` names the final reduction: canonical, or lazy for a result that is transformed next.
-    """
-    ns: dict[str, Any] = {**vars(simd), **vars(arithmetic), "uint64": uint64, "uint32": uint32}
-    cells = [(r, k) for r in range(rows) for k in range(vectors)]
-    lines = ["def f(dst, d, j, y, c, width, mat, count, q, q_inv):"]
-    lines += ["    z = qsplat(uint64(0))"]
-    lines += [f"    e{r}_{k} = z; o{r}_{k} = z" for r, k in cells]
-    lines += ["    h = uint64(0)", "    n = uint64(count)", "    while h < n:"]
-    lines += ["        if h >= uint64(16):"]
-    for r, k in cells:
-        lines.append(f"            e{r}_{k} = cut(e{r}_{k}, q[j + {r}])")
-        lines.append(f"            o{r}_{k} = cut(o{r}_{k}, q[j + {r}])")
-    lines += ["        for i in range(h, min(h + uint64(8), n)):"]
-    for k in range(vectors):
-        lines.append(f"            v = vload(y, i * width + c + {16 * k})")
-        lines.append(f"            a{k} = veven(v); b{k} = vodd(v)")
-    for r in range(rows):
-        lines.append(f"            m = veven(vsplat(mat[uint64(j + {r}), i]))")
-        for k in range(vectors):
-            lines.append(f"            e{r}_{k} = qadd(e{r}_{k}, qmul(a{k}, m))")
-            lines.append(f"            o{r}_{k} = qadd(o{r}_{k}, qmul(b{k}, m))")
-    lines += ["        h += uint64(8)"]
-    for r in range(rows):
-        lines.append(f"    p = vsplat(q[j + {r}]); p2 = vadd(p, p)")
-        lines.append(f"    pi = vsplat(q_inv[j + {r}])")
-        for k in range(vectors):
-            value = f"{reduce}(e{r}_{k}, o{r}_{k}, pi, p, p2)"
-            lines.append(f"    vstore(dst, d[j + {r}] + c + {16 * k}, {value})")
-    return generate("\n".join(lines), ns)
-
-
-block4, block1 = _block(4, 2, "reduce4"), _block(1, 2, "reduce4")
-block4_lazy, block1_lazy = _block(4, 2, "reduce4_lazy"), _block(1, 2, "reduce4_lazy")
-
-
-@kernel(parallel=True)
-def convert(
-    dst: Any,
-    dst_rows: Any,
-    src: Any,
-    src_rows: Any,
-    mat: Any,
-    quotient: Any,
-    q: Any,
-    q_inv: Any,
-    lazy: bool,
-    n: int,
-) -> None:
-    """``dst[j] = sum_i mat[j, i] src[i] 2^-32 mod q_j`` (minus v times the last column).
-
-    `dst_rows`, `src_rows` are offsets in elements; q and q_inv those of the targets; `quotient`
-    non-empty makes the conversion exact (`conversion.BaseConversion`). A `lazy` result lies in
-    (0, 3q), for a transform that follows.
-    """
-    ni, nj = src_rows.shape[0], dst_rows.shape[0]
-    exact = quotient.shape[0] > 0
-    for block in prange(n // COLUMNS):
-        o = int64(block) * COLUMNS
-        y = np.empty((ni + 1) * COLUMNS, np.uint32)
-        for i in range(ni):
-            s, t = src_rows[i] + o, i * COLUMNS
-            for c in range(0, COLUMNS, 16):
-                vstore(y, t + c, vload(src, s + c))
-        if exact:
-            for c in range(0, COLUMNS, 16):
-                even = odd = qsplat(uint64(1) << uint64(55))
-                for i in range(ni):
-                    v, m = vload(y, i * COLUMNS + c), veven(vsplat(quotient[i]))
-                    even, odd = qadd(even, qmul(veven(v), m)), qadd(odd, qmul(vodd(v), m))
-                vstore(y, ni * COLUMNS + c, vshift_right(qhigh_words(even, odd), 24))
-        count = mat.shape[1]
-        d = dst_rows + o
-        last = nj - nj % 4
-        if lazy:
-            for j in range(0, last, 4):
-                for c in range(0, COLUMNS, 32):
-                    block4_lazy(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
-            for j in range(last, nj):
-                for c in range(0, COLUMNS, 32):
-                    block1_lazy(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
-        else:
-            for j in range(0, last, 4):
-                for c in range(0, COLUMNS, 32):
-                    block4(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
-            for j in range(last, nj):
-                for c in range(0, COLUMNS, 32):
-                    block1(dst, d, j, y, c, COLUMNS, mat, count, q, q_inv)
 
 
 @inline

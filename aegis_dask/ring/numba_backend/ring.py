@@ -21,6 +21,7 @@ from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.memory import BufferPool
 from aegis_dask.ring.numba_backend import (
     automorphism,
+    basis,
     chacha,
     elementwise,
     gemm,
@@ -375,7 +376,7 @@ class NumbaRing:
         q = (self._q[c.targets], self._q_inv[c.targets])
         rows = (dst_rows * self.degree, src_rows * self.degree)
         _call(
-            keyswitch.convert,
+            basis.convert,
             _flat(dst),
             rows[0],
             _flat(src),
