@@ -129,6 +129,7 @@ class _Evaluation:
         self.top = x.level
         self.baby = baby
         self.powers: dict[int, Ciphertext] = {1: x}
+        self.lowered: dict[tuple[int, int], Ciphertext] = {}
 
     def run(self, c: Coefficients) -> Ciphertext:
         return self.evaluate(c, self.top - depth(len(c) - 1))
@@ -142,6 +143,12 @@ class _Evaluation:
             product = ev.add(product, product)
             self.powers[k] = ev.sub(product, 1.0 if a == b else self.power(a - b))
         return self.powers[k]
+
+    def power_at(self, k: int, level: int) -> Ciphertext:
+        """Return T_k at a lower level; several leaves use the same."""
+        if (k, level) not in self.lowered:
+            self.lowered[k, level] = self.evaluator.to_level(self.power(k), level)
+        return self.lowered[k, level]
 
     def is_leaf(self, degree: int, level: int) -> bool:
         """Whether ``T_0 .. T_degree`` can be combined by constants directly to `level`."""
@@ -157,7 +164,7 @@ class _Evaluation:
         q, r = divide(c, n)
         ev = self.evaluator
         # q is evaluated one level higher, then both factors share that level.
-        giant = ev.to_level(self.power(n), level + 1)
+        giant = self.power_at(n, level + 1)
         if len(q) == 1:
             out = ev.multiply(giant, complex(q[0]))
         else:
@@ -174,11 +181,10 @@ class _Evaluation:
         total: Ciphertext | None = None
         for k in range(1, len(c)):
             if c[k] != 0:
-                at_level = ev.to_level(self.power(k), level + 1)
-                term = ev.multiply(at_level, complex(c[k]), rescale=False)
+                term = ev.multiply(self.power_at(k, level + 1), complex(c[k]), rescale=False)
                 total = term if total is None else ev.add(total, term)
         if total is None:  # a constant
-            total = ev.multiply(ev.to_level(self.power(1), level + 1), 0.0, rescale=False)
+            total = ev.multiply(self.power_at(1, level + 1), 0.0, rescale=False)
         if c[0] != 0:
             total = ev.add(total, complex(c[0]))
         return ev.rescale(total)
