@@ -99,17 +99,17 @@ class Encoder:
         z = self._check(values)
         if z.ndim != 1:
             raise EncodingError(f"a plaintext encodes one vector; shape {z.shape} was given")
-        if periodic and 2 * z.size * MIN_RUN <= self.params.ring_degree:
-            return self._encode_periodic(z, level, exact)
         if periodic:
-            self._check_period(z.size)
+            if z.size & (z.size - 1):
+                raise EncodingError(f"a periodic vector has a power-of-two length, not {z.size}")
+            if 2 * z.size * MIN_RUN <= self.params.ring_degree:
+                return self._encode_periodic(z, level, exact)
             z = np.tile(z, self.params.slots // z.size)
         residues = self.residues(self.coefficients(z, exact, level), level)
         return Plaintext(self.params, residues, level, exact, self.params.slots)
 
     def _encode_periodic(self, z: C128, level: int, scale: Scale) -> Plaintext:
         period = z.size
-        self._check_period(period)
         small = 2 * period
         coefficients = self._bounded(embed(z, small) * float(scale), level)
         limbs, primes = self.params.limbs(level), self.params.chain.primes
@@ -117,11 +117,6 @@ class Encoder:
         for row, i in enumerate(limbs):
             data[row] = subring_ntt(coefficients, self.params.ring_degree, primes[i])
         return Plaintext(self.params, data, level, scale, period)
-
-    @staticmethod
-    def _check_period(period: int) -> None:
-        if period & (period - 1):
-            raise EncodingError(f"a periodic vector has a power-of-two length, not {period}")
 
     def coefficients(self, values: C128, scale: Scale, level: int) -> NDArray[np.float64]:
         """Return the scaled, rounded coefficients ``[..., N]`` of slots ``[..., n]``."""
@@ -186,10 +181,8 @@ class Encoder:
     def decode(self, plaintext: Plaintext) -> C128:
         """Return the slots ``[slots]`` of a plaintext."""
         check_same(self, plaintext, names=("the encoder", "the plaintext"))
-        data = plaintext.data
-        if plaintext.is_periodic:
-            data = np.repeat(data, self.params.ring_degree // data.shape[1], axis=1)
-        slots = self.decode_residues(data[None], plaintext.level, plaintext.scale)
+        data = plaintext.expanded()[None]
+        slots = self.decode_residues(data, plaintext.level, plaintext.scale)
         return slots.reshape(-1)
 
     def decode_residues(self, data: Any, level: int, scale: Scale) -> C128:

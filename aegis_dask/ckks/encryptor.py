@@ -53,10 +53,7 @@ class Encryptor:
         if isinstance(values, Plaintext):
             check_same(self, values, names=("the encryptor", "the plaintext"))
             level, exact = values.level, values.scale
-            message = values.data[None]
-            if values.is_periodic:
-                runs = self.params.ring_degree // message.shape[-1]
-                message = np.repeat(message, runs, axis=-1)
+            message = values.expanded()[None]
         else:
             level = encoder._level(level)
             exact = encoder._scale(scale, level)

@@ -6,6 +6,8 @@ import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, SupportsIndex
 
+import numpy as np
+
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
 
@@ -40,6 +42,12 @@ class Plaintext:
     def is_periodic(self) -> bool:
         """Whether the plaintext is stored in its subring."""
         return self.period < self.params.slots
+
+    def expanded(self) -> Array:
+        """Return all residues ``[limb, N]``, the runs of a periodic plaintext written out."""
+        if not self.is_periodic:
+            return self.data
+        return np.repeat(self.data, self.params.ring_degree // self.data.shape[1], axis=1)
 
     def __repr__(self) -> str:
         return f"Plaintext({self.params.name}, level {self.level}, scale 2^{self.scale.log2:.2f})"
