@@ -47,9 +47,29 @@ class IntegrityError(SerializationError):
     """Loaded data are damaged: a checksum differs or a value is outside its range."""
 
 
+class ModelError(AegisError):
+    """A checkpoint is missing, damaged, or of an architecture that is not supported."""
+
+
+class TextError(AegisError, ValueError):
+    """A text cannot be given to a model: empty, too long, or not a text."""
+
+
 class BackendError(AegisError):
     """A compute backend is unavailable, or lacks what the operation asks of it."""
 
 
 class InsecureParametersWarning(UserWarning):
     """A parameter set meant for tests, without security, is in use."""
+
+
+class ProgramError(AegisError):
+    """A program is malformed: shapes do not match, a stage cannot be cut, inputs are missing."""
+
+
+class RangeError(AegisError, ValueError):
+    """Values lie outside the range that was calibrated: the result would be meaningless."""
+
+
+class ClusterError(AegisError):
+    """The cluster cannot run a program: unreachable, workers missing, a task or a worker failed."""

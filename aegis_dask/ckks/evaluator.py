@@ -23,6 +23,9 @@ from aegis_dask.errors import LevelError, ScaleError
 if TYPE_CHECKING:
     from aegis_dask.ckks.linear import LinearTransform
 
+COMBINED_BYTES = 1 << 28
+"""Terms that `Evaluator.combinations` puts side by side at a time."""
+
 Operand = Ciphertext | Plaintext | complex | ArrayLike
 
 
@@ -154,6 +157,57 @@ class Evaluator:
             return self.relinearise(product, rescale=rescale)
         return self.rescale(product) if rescale else product
 
+    def contract(
+        self,
+        x: Ciphertext,
+        y: Ciphertext,
+        relinearise: bool = True,
+        rescale: bool = True,
+        rows: int = 1,
+    ) -> Ciphertext:
+        """Return sums of products by slots, ``out[o] = sum_k x[k] y[o, k]``.
+
+        The products of a sum are relinearised and rescaled once.
+
+        Parameters
+        ----------
+        x
+            A batch of k ciphertexts of 2 components.
+        y
+            A batch of ``o k`` ciphertexts of 2 components, those of the first output first.
+        relinearise, rescale
+            As for `multiply`.
+        rows
+            Number of left operands: x is a batch of ``rows k``, the result one of ``rows o``, row
+            by row. Rows together are faster than one by one.
+
+        Raises
+        ------
+        LevelError
+            If a rescale is asked for at level 0.
+        MissingKeyError
+            If the relinearisation key is missing.
+        """
+        for operand in (x, y):
+            self._check(operand)
+        terms = x.batch // max(rows, 1)
+        if terms < 1 or terms * rows != x.batch or y.batch < terms or y.batch % terms:
+            raise ValueError(
+                f"batches of {x.batch} and {y.batch} ciphertexts are no {rows} rows and any number "
+                "of columns of equal length"
+            )
+        if x.components != 2 or y.components != 2:
+            raise ScaleError("products take ciphertexts of 2 components; relinearise them first")
+        x, y = self._align_levels(x, y)
+        if rescale:
+            self._require_level(x)
+        left, right = (v.data.reshape(-1, terms, *v.data.shape[1:]) for v in (x, y))
+        data = self.params.ring.contract(left, right, self.params.limbs(x.level))
+        product = x.with_data(data.reshape(-1, *data.shape[2:]), scale=x.scale * y.scale)
+        if relinearise:
+            return self.relinearise(product, rescale=rescale)
+        return self.rescale(product) if rescale else product
+
     def square(self, x: Ciphertext) -> Ciphertext:
         """Return x x."""
         return self.multiply(x, x)
@@ -202,6 +256,54 @@ class Evaluator:
             rows.append(pair if power == 1 else pair[::-1])
         data = self.params.ring.multiply_runs(x.data, np.array(rows, np.uint32), limbs)
         return x.with_data(data)
+
+    def combinations(
+        self, terms: Sequence[Ciphertext], weights: ArrayLike, constants: Sequence[complex]
+    ) -> list[Ciphertext]:
+        """Return several sums of terms times constants, plus constants: one level.
+
+        Parameters
+        ----------
+        terms
+            Ciphertexts of one level and scale, ``[k]``.
+        weights
+            Real or complex ``[o, k]``.
+        constants
+            ``[o]``.
+
+        Returns
+        -------
+        list
+            ``sum_k weights[o, k] terms[k] + constants[o]``, computed in one pass over the terms.
+        """
+        first = terms[0]
+        self._check(*terms)
+        self._require_level(first)
+        if len({(t.level, t.scale, t.components, t.batch) for t in terms}) != 1:
+            raise ScaleError("a combination takes terms of one level, scale, shape and batch")
+        w = np.asarray(weights, np.complex128)
+        params, ring, level = self.params, self.params.ring, first.level
+        scale, limbs = params.scales[level], params.limbs(level)
+        runs = 2 if np.any(w.imag) else 1
+        encoded = np.empty((len(limbs), runs, *w.shape), np.uint32)
+        for o, k in np.ndindex(*w.shape):
+            residues = self.encoder.constant(complex(w[o, k]), level, scale)
+            encoded[:, :, o, k] = residues
+        primes = np.array([params.chain.primes[i] for i in limbs], np.uint64)[:, None, None, None]
+        encoded = ((encoded.astype(np.uint64) << np.uint64(32)) % primes).astype(np.uint32)
+        step = max(1, COMBINED_BYTES // (len(terms) * first[:1].nbytes))
+        data = ring.empty((len(w), *first.data.shape))
+        for start in range(0, first.batch, step):
+            part = slice(start, min(start + step, first.batch))
+            stacked = ring.empty((len(terms), part.stop - start, *first.data.shape[1:]))
+            for k, t in enumerate(terms):
+                stacked[k] = t.data[part]
+            data[:, part] = ring.gemm(stacked, encoded, limbs)
+        out = []
+        for row, constant in zip(data, constants, strict=True):
+            total = first.with_data(row, scale=first.scale * scale)
+            out.append(self.rescale(self.add(total, constant) if constant else total))
+        return out
 
     # -- levels and scales ------------------------------------------------------------------
 
@@ -302,7 +404,7 @@ class Evaluator:
         self._check(x)
         if x.components == 2:
             return self.rescale(x) if rescale else x
-        key = self.keys.for_multiplication()
+        key = self.keys.for_multiplication(x.level)
         level, scale = x.level, x.scale
         if rescale:
             self._require_level(x)
@@ -315,6 +417,7 @@ class Evaluator:
             key.a,
             self.levels.mod_down(x.level, level),
             addend=np.ascontiguousarray(x.data[:, :2]),
+            key_rows=self.levels.key_rows(key.level, x.level),
         )
         return x.with_data(data, level, scale)
 
@@ -329,7 +432,7 @@ class Evaluator:
             If the keys cannot reach this rotation.
         """
         self._check(x)
-        for step in self.keys.path(steps):
+        for step in self.keys.path(steps, x.level):
             x = self._apply(x, [rotation_element(step, self.params.ring_degree)])[0]
         return x
 
@@ -340,7 +443,8 @@ class Evaluator:
         """
         self._check(x)
         wanted, n = list(steps), self.params.ring_degree
-        direct = [k for k in wanted if k % self.params.slots in self.keys.steps]
+        own = self.keys.steps_at(x.level)
+        direct = [k for k in wanted if k % self.params.slots in own]
         results = self._apply(x, [rotation_element(k, n) for k in direct])
         out = dict(zip(direct, results, strict=True))
         return {k: out[k] if k in out else self.rotate(x, k) for k in wanted}
@@ -356,18 +460,19 @@ class Evaluator:
             return []
         if x.components != 2:
             raise ScaleError("rotations take ciphertexts of 2 components; relinearise first")
-        keys = [self.keys.for_element(g) for g in elements]
+        keys = [self.keys.for_element(g, x.level) for g in elements]
+        rows = [self.levels.key_rows(key.level, x.level) for key in keys]
         ring, plan = self.params.ring, self.levels.digit_raise(x.level)
         down = self.levels.mod_down(x.level, x.level)
         c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
         if len(elements) == 1:
             key, g = keys[0], elements[0]
-            data = ring.switch_key(c1, plan, key.b, key.a, down, c0[:, None], g)
+            data = ring.switch_key(c1, plan, key.b, key.a, down, c0[:, None], g, rows[0])
             return [x.with_data(data)]
         digits = ring.raise_digits(c1, plan)
         out = []
         for i, (g, key) in enumerate(zip(elements, keys, strict=True)):
-            inner = ring.inner_product(c1, digits, plan, key.b, key.a, transform=i == 0)
+            inner = ring.inner_product(c1, digits, plan, key.b, key.a, i == 0, rows[i])
             data = ring.mod_down(inner, down, addend=c0[:, None], galois_element=g)
             out.append(x.with_data(data))
         return out

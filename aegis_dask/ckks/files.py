@@ -60,7 +60,7 @@ def write_atomically(
         with suppress(OSError):  # gone if all went well
             os.unlink(temporary)
     with suppress(OSError):  # not every file system can synchronise a directory
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def _publish_new(temporary: Path, path: Path) -> None:
@@ -76,7 +76,14 @@ def _publish_new(temporary: Path, path: Path) -> None:
     raise SerializationError(f"{path} exists; choose another name, or pass overwrite=True")
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Wait until the entries of a directory are on disk.
+
+    Raises
+    ------
+    OSError
+        If the file system cannot do that.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -38,6 +38,8 @@ class Format:
     ----------
     keys
         Names of its header fields, besides the ones that every class has.
+    added
+        Names that format version 2 added.
     pack
         Returns its header fields and tensors.
     unpack
@@ -47,6 +49,11 @@ class Format:
     keys: frozenset[str]
     pack: Callable[[Any], tuple[Fields, Tensors]]
     unpack: Callable[[Container, Parameters], Any]
+    added: frozenset[str] = frozenset()
+
+    def keys_of(self, version: int) -> frozenset[str]:
+        """Return the names of the header fields in a format version."""
+        return self.keys | self.added if version >= 2 else self.keys
 
 
 # -- parameters and plaintexts --------------------------------------------------------------
@@ -174,38 +181,49 @@ def _unpack_public_key(container: Container, params: Parameters) -> PublicKey:
 
 
 def _pack_evaluation_key(key: EvaluationKey) -> tuple[Fields, Tensors]:
-    return {"seed": _hex(key.seed)}, {"b": _pack_key(key)}
+    return {"seed": _hex(key.seed), "level": key.level}, {"b": _pack_key(key)}
 
 
 def _unpack_evaluation_key(container: Container, params: Parameters) -> EvaluationKey:
     check_keys("the tensors of an evaluation key", container.entries, {"b"})
-    return read_key(container, params, "b", read_seeds("the key", container.fields["seed"], 1))
+    fields, level = container.fields, params.max_level
+    if container.version >= 2:
+        level = read_integer("the level of the key", fields["level"], 0, params.max_level)
+    seed = read_seeds("the key", fields["seed"], 1)
+    return read_key(container, params, "b", KeyEntry(seed, level))
 
 
 def _pack_evaluation_keys(keys: EvaluationKeys) -> tuple[Fields, Tensors]:
-    relinearisation, galois = keys.relinearisation, dict(sorted(keys.galois.items()))
-    tensors: Tensors = {}
-    if relinearisation is not None:
-        check_same(keys, relinearisation)
-        tensors[key_name(None)] = _pack_key(relinearisation)
-    for element, key in galois.items():
-        check_same(keys, key)
+    everything: dict[int | None, EvaluationKey] = dict(sorted(keys.galois.items()))
+    for element in everything:
         read_galois_element(str(element), keys.params.ring_degree)
-        tensors[key_name(element)] = _pack_key(key)
+    if keys.relinearisation is not None:
+        everything = {None: keys.relinearisation, **everything}
+    for key in everything.values():
+        check_same(keys, key)
     fields = {
-        "relinearisation": None if relinearisation is None else _hex(relinearisation.seed),
-        "galois": {str(element): _hex(key.seed) for element, key in galois.items()},
+        "relinearisation": None if None not in everything else _hex(everything[None].seed),
+        "galois": {str(g): _hex(key.seed) for g, key in everything.items() if g is not None},
+        "levels": {key_name(g): key.level for g, key in everything.items()},
     }
-    return fields, tensors
+    return fields, {key_name(g): _pack_key(key) for g, key in everything.items()}
 
 
 def _unpack_evaluation_keys(container: Container, params: Parameters) -> EvaluationKeys:
     keys = {
-        element: read_key(container, params, key_name(element), seed)
-        for element, seed in read_key_seeds(container, params).items()
+        element: read_key(container, params, key_name(element), entry)
+        for element, entry in read_key_entries(container, params).items()
     }
     galois = {element: key for element, key in keys.items() if element is not None}
     return EvaluationKeys(params, keys.get(None), galois)
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """What a header says about an evaluation key, checked."""
+
+    seed: bytes
+    level: int
 
 
 def key_name(galois_element: int | None) -> str:
@@ -213,8 +231,8 @@ def key_name(galois_element: int | None) -> str:
     return "relinearisation" if galois_element is None else f"galois/{galois_element}"
 
 
-def read_key_seeds(container: Container, params: Parameters) -> dict[int | None, bytes]:
-    """Return the seeds of all keys in a container; it has a tensor for each, and no other."""
+def read_key_entries(container: Container, params: Parameters) -> dict[int | None, KeyEntry]:
+    """Return seeds and levels of all keys in a container: each has a tensor, there is no other."""
     relinearisation, galois = container.fields["relinearisation"], container.fields["galois"]
     if not isinstance(galois, dict):
         raise SerializationError("the Galois keys are not an object of Galois element -> seed")
@@ -224,21 +242,34 @@ def read_key_seeds(container: Container, params: Parameters) -> dict[int | None,
     for text, seed in galois.items():
         element = read_galois_element(text, params.ring_degree)
         seeds[element] = read_seeds(f"Galois key {element}", seed, 1)
-    check_keys("the tensors of keys", container.entries, [key_name(g) for g in seeds])
-    return seeds
+    names = {g: key_name(g) for g in seeds}
+    check_keys("the tensors of keys", container.entries, names.values())
+    if container.version < 2:  # every key served all levels
+        return {g: KeyEntry(seed, params.max_level) for g, seed in seeds.items()}
+    levels = container.fields["levels"]
+    if not isinstance(levels, dict):
+        raise SerializationError("the levels of the keys are not an object of name -> level")
+    check_keys("the levels of keys", levels, names.values())
+    return {
+        g: KeyEntry(
+            seed, read_integer(f"the level of {names[g]}", levels[names[g]], 0, params.max_level)
+        )
+        for g, seed in seeds.items()
+    }
 
 
-def read_key(container: Container, params: Parameters, name: str, seed: bytes) -> EvaluationKey:
-    """Return the evaluation key of a tensor ``[digit, prime, N]`` and a seed."""
-    primes = params.chain.all_primes
-    b = _residues(container, name, (params.digits, len(primes), params.ring_degree), primes)
-    return EvaluationKey(params, params.ring.from_host(b), seed)
+def read_key(container: Container, params: Parameters, name: str, entry: KeyEntry) -> EvaluationKey:
+    """Return the evaluation key of a tensor ``[digit, prime, N]`` and its entry."""
+    primes = [params.chain.all_primes[i] for i in params.key_limbs(entry.level)]
+    shape = (len(params.key_digits(entry.level)), len(primes), params.ring_degree)
+    b = _residues(container, name, shape, primes)
+    return EvaluationKey(params, params.ring.from_host(b), entry.seed, entry.level)
 
 
 def _pack_key(key: EvaluationKey) -> NDArray[Any]:
     params = key.params
-    limbs = len(params.chain.all_primes)
-    return _host(params, "the key", key.b, (params.digits, limbs, params.ring_degree))
+    limbs, digits = params.key_limbs(key.level), params.key_digits(key.level)
+    return _host(params, "the key", key.b, (len(digits), len(limbs), params.ring_degree))
 
 
 def _hex(seed: bytes) -> str:
@@ -295,8 +326,13 @@ FORMATS: dict[type[Any], Format] = {
         frozenset({"level", "scale", "seeds"}), _pack_ciphertext, _unpack_ciphertext
     ),
     PublicKey: Format(frozenset({"seed"}), _pack_public_key, _unpack_public_key),
-    EvaluationKey: Format(frozenset({"seed"}), _pack_evaluation_key, _unpack_evaluation_key),
+    EvaluationKey: Format(
+        frozenset({"seed"}), _pack_evaluation_key, _unpack_evaluation_key, frozenset({"level"})
+    ),
     EvaluationKeys: Format(
-        frozenset({"relinearisation", "galois"}), _pack_evaluation_keys, _unpack_evaluation_keys
+        frozenset({"relinearisation", "galois"}),
+        _pack_evaluation_keys,
+        _unpack_evaluation_keys,
+        frozenset({"levels"}),
     ),
 }

@@ -6,7 +6,7 @@ a written key is half as large and any limb of it can be rebuilt alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,7 +24,7 @@ from aegis_dask.ckks.galois import (
     rotation_step,
 )
 from aegis_dask.ckks.parameters import Parameters, check_same
-from aegis_dask.errors import AegisError, MissingKeyError
+from aegis_dask.errors import AegisError, IncompatibleError, LevelError, MissingKeyError
 
 if TYPE_CHECKING:
     from aegis_dask.ring.backend import Array
@@ -87,38 +87,103 @@ class PublicKey:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationKey:
-    """A key-switching key ``[digit, prime, N]`` over QP, in Montgomery form.
+    """A key-switching key over QP, in Montgomery form.
 
     Digit d holds ``b_d = -a_d s + e_d + P g_d s'`` with ``g_d = 1`` on its own primes and 0 on the
     others. `a` is regenerated from the seed on first use and kept.
+
+    Attributes
+    ----------
+    params
+        The parameters.
+    b
+        ``[digit, prime, N]``: the digits and primes that levels up to `level` use
+        (`Parameters.key_digits`, `Parameters.key_limbs`), all of them for the top level.
+    seed
+        Seed of the uniform half. A row of it depends on its digit and prime alone.
+    level
+        Highest level of the ciphertexts that the key serves; -1 stands for the top one.
     """
 
     params: Parameters
     b: Array
     seed: bytes
+    level: int = -1
+
+    def __post_init__(self) -> None:
+        params, level = self.params, _key_level(self.params, self.level)
+        object.__setattr__(self, "level", level)
+        rows = (len(params.key_digits(level)), len(params.key_limbs(level)))
+        if self.b.shape != (*rows, params.ring_degree):
+            raise IncompatibleError(
+                f"an array of shape {self.b.shape} is no evaluation key of {params.name} for "
+                f"levels up to {level}, which is [{rows[0]}, {rows[1]}, {params.ring_degree}]"
+            )
 
     @cached_property
     def a(self) -> Array:
-        """The uniform half ``[digit, prime, N]``."""
-        digits = list(range(self.params.digits))
-        limbs = _all_limbs(self.params)
+        """The uniform half, of the shape of `b`."""
+        return self.expand()
+
+    def expand(self) -> Array:
+        """Return the uniform half, made anew: for callers that do not want the key to keep it."""
+        digits, limbs = self.params.key_digits(self.level), self.params.key_limbs(self.level)
         return self.params.ring.uniform(self.seed, sampling.DOMAIN_EVALUATION_KEY, digits, limbs)
 
+    def truncated(self, level: int) -> EvaluationKey:
+        """Return the key for levels up to `level`, a copy of the part that they use.
+
+        Raises
+        ------
+        MissingKeyError
+            If the key does not serve that level.
+        """
+        level = _key_level(self.params, level)
+        if level > self.level:
+            raise MissingKeyError(
+                f"an evaluation key for levels up to {self.level} has no part for level {level}; "
+                "truncate one that was made for that level"
+            )
+        if level == self.level:
+            return self
+        params, held = self.params, self.params.key_limbs(self.level)
+        first = params.key_digits(self.level).start
+        digits, kept = params.key_digits(level), params.key_limbs(level)
+        rows = np.searchsorted(held, kept)
+        part = np.asarray(self.b)[digits.start - first : digits.stop - first, rows]
+        return EvaluationKey(params, np.ascontiguousarray(part), self.seed, level)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.params, self.b, self.seed)  # without the half that is regenerated
+        # without the half that is regenerated
+        return type(self), (self.params, self.b, self.seed, self.level)
 
     @property
     def nbytes(self) -> int:
         """Size in memory once the uniform half is expanded."""
-        return self.params.evaluation_key_bytes
+        return self.params.key_bytes(self.level)
 
     def __repr__(self) -> str:
-        return f"EvaluationKey({self.params.name}, {self.nbytes / 1e6:.0f} MB)"
+        part = "" if self.level == self.params.max_level else f"levels up to {self.level}, "
+        return f"EvaluationKey({self.params.name}, {part}{self.nbytes / 1e6:.0f} MB)"
+
+
+def _key_level(params: Parameters, level: int | None) -> int:
+    """Return the level of a key, None and -1 being the top one."""
+    if level is None or level == -1:
+        return params.max_level
+    if not 0 <= level <= params.max_level:
+        raise LevelError(
+            f"a key for levels up to {level} was asked for; {params.name} has levels 0 to "
+            f"{params.max_level}"
+        )
+    return level
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationKeys:
     """What the evaluator needs: a relinearisation key and keys per Galois element.
+
+    Keys may serve different levels.
 
     Attributes
     ----------
@@ -137,65 +202,81 @@ class EvaluationKeys:
     @cached_property
     def steps(self) -> frozenset[int]:
         """Rotations with a key of their own."""
+        return frozenset(self._levels)
+
+    def steps_at(self, level: int) -> frozenset[int]:
+        """Return the rotations with a key of their own that serves `level`."""
+        return frozenset(step for step, highest in self._levels.items() if highest >= level)
+
+    @cached_property
+    def _levels(self) -> dict[int, int]:
+        """Rotation -> highest level that its key serves."""
         n = self.params.ring_degree
-        return frozenset(rotation_step(g, n) for g in self.galois if g != conjugation_element(n))
+        rotations = {g: key for g, key in self.galois.items() if g != conjugation_element(n)}
+        return {rotation_step(g, n): key.level for g, key in rotations.items()}
 
     @property
     def nbytes(self) -> int:
         """Size in memory of all keys."""
-        count = len(self.galois) + (self.relinearisation is not None)
-        return count * self.params.evaluation_key_bytes
+        keys = [*self.galois.values(), self.relinearisation]
+        return sum(key.nbytes for key in keys if key is not None)
 
-    def for_multiplication(self) -> EvaluationKey:
+    def for_multiplication(self, level: int = 0) -> EvaluationKey:
         """Return the relinearisation key.
 
         Raises
         ------
         MissingKeyError
-            If there is none.
+            If there is none, or it does not serve `level`.
         """
+        how = "relinearisation=True"
         if self.relinearisation is None:
             raise MissingKeyError(
                 "multiplying ciphertexts needs a relinearisation key; make one with "
-                "KeyGenerator.evaluation_keys(secret_key, relinearisation=True)"
+                f"KeyGenerator.evaluation_keys(secret_key, {how})"
             )
-        return self.relinearisation
+        return _serving(self.relinearisation, level, "for products of ciphertexts", how)
 
-    def for_element(self, galois_element: int) -> EvaluationKey:
+    def for_element(self, galois_element: int, level: int = 0) -> EvaluationKey:
         """Return the key of one Galois element.
 
         Raises
         ------
         MissingKeyError
-            If there is none.
+            If there is none, or it does not serve `level`.
         """
         key = self.galois.get(galois_element)
+        n = self.params.ring_degree
+        if galois_element == conjugation_element(n):
+            what, how = "for complex conjugation", "conjugation=True"
+        else:
+            step = rotation_step(galois_element, n)
+            what, how = f"that rotates by {step} steps", f"rotations=[{step}]"
         if key is None:
-            n = self.params.ring_degree
-            if galois_element == conjugation_element(n):
-                what, how = "for complex conjugation", "conjugation=True"
-            else:
-                step = rotation_step(galois_element, n)
-                what, how = f"that rotates by {step} steps", f"rotations=[{step}]"
             raise MissingKeyError(
                 f"there is no evaluation key {what}; make it with "
                 f"KeyGenerator.evaluation_keys(secret_key, {how})"
             )
-        return key
+        return _serving(key, level, what, how)
 
-    def path(self, steps: int) -> tuple[int, ...]:
-        """Return rotations with keys that add up to `steps`.
+    def path(self, steps: int, level: int = 0) -> tuple[int, ...]:
+        """Return rotations with keys that serve `level` and add up to `steps`.
 
         Raises
         ------
         MissingKeyError
             If the keys cannot reach that rotation, or not in log2(slots) steps.
         """
-        slots = self.params.slots
-        path = decompose(steps, self.steps, slots)
+        slots, available = self.params.slots, self.steps_at(level)
+        path = decompose(steps, available, slots)
         # The minimal set, powers of two, needs at most log2(slots); a longer way is a mistake.
         if path is None or len(path) >= slots.bit_length():
-            known = ", ".join(str(s) for s in sorted(self.steps)) or "none"
+            if steps % slots in self.steps:
+                self.for_element(rotation_element(steps, self.params.ring_degree), level)
+            known = ", ".join(str(s) for s in sorted(available)) or "none"
+            lower = len(self.steps) - len(available)
+            if lower:
+                known += f"; {lower} more serve levels below {level} only"
             why = "do not add up to it" if path is None else f"would take {len(path)} rotations"
             raise MissingKeyError(
                 f"no evaluation key rotates by {steps % slots} steps and the keys there are "
@@ -210,6 +291,16 @@ class EvaluationKeys:
             f"relinearisation={self.relinearisation is not None}, {len(self.galois)} Galois keys, "
             f"{self.nbytes / 1e6:.0f} MB)"
         )
+
+
+def _serving(key: EvaluationKey, level: int, what: str, how: str) -> EvaluationKey:
+    if level > key.level:
+        raise MissingKeyError(
+            f"the evaluation key {what} serves levels up to {key.level}, it is used at level "
+            f"{level}; make it with KeyGenerator.evaluation_keys(secret_key, {how}, "
+            f"level={level}), or bring the ciphertext to level {key.level} first"
+        )
+    return key
 
 
 class KeyGenerator:
@@ -236,8 +327,9 @@ class KeyGenerator:
         self,
         secret_key: SecretKey,
         relinearisation: bool = True,
-        rotations: Iterable[int] | str = (),
+        rotations: Iterable[int] | Mapping[int, int] | str = (),
         conjugation: bool = False,
+        level: int | None = None,
     ) -> EvaluationKeys:
         """Return keys for products and rotations.
 
@@ -249,55 +341,75 @@ class KeyGenerator:
             Make the key for products of ciphertexts.
         rotations
             Steps to make keys for (`params.evaluation_key_bytes` each), or ``"powers-of-two"`` for
-            the minimal set with which every rotation can be composed.
+            the minimal set with which every rotation can be composed. A mapping gives each step the
+            highest level at which it is used, which makes the keys of low levels small
+            (`Parameters.key_bytes`).
         conjugation
             Make the key for complex conjugation.
+        level
+            Highest level at which the other keys are used, the top one by default.
+
+        Raises
+        ------
+        LevelError
+            If there is no such level.
         """
         check_same(self, secret_key, names=("the key generator", "the secret key"))
-        n, slots = self.params.ring_degree, self.params.slots
+        params, n, slots = self.params, self.params.ring_degree, self.params.slots
+        level = _key_level(params, level)
         if isinstance(rotations, str):
             if rotations != "powers-of-two":
                 raise ValueError(
                     f"rotations is {rotations!r}; give steps or the string 'powers-of-two'"
                 )
             rotations = power_of_two_steps(slots)
-        elements = [rotation_element(k, n) for k in normalize(rotations, slots)]
+        if not isinstance(rotations, Mapping):
+            rotations = dict.fromkeys(rotations, level)
+        levels: dict[int, int] = {}
+        for step, highest in rotations.items():
+            for k in normalize([step], slots):
+                levels[k] = max(levels.get(k, 0), _key_level(params, highest))
+        elements = {rotation_element(k, n): levels[k] for k in sorted(levels)}
         if conjugation:
-            elements.append(conjugation_element(n))
+            elements[conjugation_element(n)] = level
         relin = None
         if relinearisation:
             s = secret_key._residues
-            square = self.params.ring.multiply(s, s, _all_limbs(self.params))
-            relin = self.switching_key(square, s)
-        return EvaluationKeys(
-            self.params, relin, {g: self.galois_key(secret_key, g) for g in elements}
-        )
+            square = params.ring.multiply(s, s, _all_limbs(params))
+            relin = self.switching_key(square, s, level)
+        galois = {g: self.galois_key(secret_key, g, highest) for g, highest in elements.items()}
+        return EvaluationKeys(params, relin, galois)
 
-    def galois_key(self, secret_key: SecretKey, galois_element: int) -> EvaluationKey:
+    def galois_key(
+        self, secret_key: SecretKey, galois_element: int, level: int | None = None
+    ) -> EvaluationKey:
         """Return the key of X -> X^g, in the form that switches before the automorphism.
 
         It takes s to the preimage of s; the automorphism of the result is then under s. One ModUp
         serves any number of rotations that way.
         """
         inverse = pow(galois_element, -1, 2 * self.params.ring_degree)
-        return self.switching_key(secret_key._residues, secret_key._automorphism(inverse))
+        return self.switching_key(secret_key._residues, secret_key._automorphism(inverse), level)
 
-    def switching_key(self, source: Any, target: Any) -> EvaluationKey:
+    def switching_key(self, source: Any, target: Any, level: int | None = None) -> EvaluationKey:
         """Return the key from secret `source` to secret `target`, residues over all primes."""
         params, ring = self.params, self.params.ring
-        limbs = _all_limbs(params)
-        primes = params.chain.primes
-        error = sampling.error((params.digits, params.ring_degree))
+        level = _key_level(params, level)
+        digits, limbs = params.key_digits(level), params.key_limbs(level)
+        primes = params.chain.all_primes
+        error = sampling.error((len(digits), params.ring_degree))
         # In Montgomery form throughout: a uniform residue is its own uniform Montgomery form.
         b = ring.to_montgomery(ring.ntt(ring.from_signed(error, limbs), limbs), limbs)
-        seed = sampling.new_seed()
-        key = EvaluationKey(params, b, seed)
-        b = ring.sub(b, ring.multiply(key.a, target, limbs), limbs, out=b)
-        for d in range(params.digits):
-            own = slice(params.digit_bounds[d], params.digit_bounds[d + 1])
-            factors = [[(params.chain.special_modulus << 32) % p] for p in primes[own]]
+        key = EvaluationKey(params, b, sampling.new_seed(), level)
+        b = ring.sub(b, ring.multiply(key.a, target[limbs], limbs), limbs, out=b)
+        for d, digit in enumerate(digits):
+            bounds = range(params.digit_bounds[digit], params.digit_bounds[digit + 1])
+            own = [i for i in limbs if i in bounds]
+            first = limbs.index(own[0])
+            rows = slice(first, first + len(own))
+            factors = [[(params.chain.special_modulus << 32) % primes[i]] for i in own]
             ring.multiply_runs(
-                source[own], np.array(factors, np.uint32), limbs[own], accumulate=b[d, own]
+                source[own], np.array(factors, np.uint32), own, accumulate=b[d, rows]
             )
         return key
 

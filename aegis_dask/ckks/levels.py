@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import ScaleError
@@ -23,6 +26,10 @@ class LevelPlanner:
     def digit_raise(self, level: int) -> DigitRaise:
         """Return the constants of ModUp at a level."""
         return _digit_raise(self.params, level)
+
+    def key_rows(self, key_level: int, level: int) -> NDArray[np.int64]:
+        """Return the rows ``[digit, limb]`` of a key for `key_level` that `level` uses."""
+        return _key_rows(self.params, key_level, level)
 
     def mod_down(self, level: int, to_level: int) -> ModDown:
         """Return the constants of the division by P, merged with a rescale when levels differ."""
@@ -49,6 +56,14 @@ class LevelPlanner:
 @lru_cache(maxsize=512)
 def _digit_raise(params: Parameters, level: int) -> DigitRaise:
     return digit_raise(params.chain, params.window(level), params.digit_bounds)
+
+
+@lru_cache(maxsize=2048)
+def _key_rows(params: Parameters, key_level: int, level: int) -> NDArray[np.int64]:
+    plan, held = _digit_raise(params, level), params.key_limbs(key_level)
+    first = plan.first_digit - params.key_digits(key_level).start
+    digits = np.arange(first, first + len(plan.conversions), dtype=np.int64)
+    return digits[:, None] * len(held) + np.searchsorted(held, plan.limbs)
 
 
 @lru_cache(maxsize=512)

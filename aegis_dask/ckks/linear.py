@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aegis_dask.ckks.encoder import Encoder, embed, subring_ntt
+from aegis_dask.ckks.encoder import Encoder, embed
 from aegis_dask.ckks.galois import rotation_element
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, check_same
@@ -24,7 +24,7 @@ from aegis_dask.errors import EncodingError, LevelError, ScaleError
 if TYPE_CHECKING:
     from aegis_dask.ckks.evaluator import Evaluator
 
-MIN_RUN = 32
+MIN_RUN = 16
 """Shortest run of equal residues for which products are one modular GEMM (`Ring.gemm`)."""
 
 
@@ -175,13 +175,8 @@ def _encode_runs(
 ) -> NDArray[np.uint32]:
     """Return ``[limb, 2 period, ...]`` residues of ``[..., period]`` in Montgomery form."""
     period = vectors.shape[-1]
-    c = _coefficients(vectors, 2 * period, scale)
-    out = np.empty((len(limbs), 2 * period, *vectors.shape[:-1]), np.uint32)
-    for row, i in enumerate(limbs):
-        p = params.chain.all_primes[i]
-        residues = subring_ntt(c, params.ring_degree, p).astype(np.uint64)
-        out[row] = np.moveaxis(residues * np.uint64((1 << 32) % p) % np.uint64(p), -1, 0)
-    return out
+    c = np.moveaxis(_coefficients(vectors, 2 * period, scale), -1, 0)
+    return params.ring.encode_weights(c.astype(np.int64, order="C"), limbs)
 
 
 def _encode_full(
@@ -204,7 +199,7 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
     ScaleError
         If x has three components.
     MissingKeyError
-        If a rotation of `t.rotations` has no key of its own.
+        If a rotation of `t.rotations` has no key of its own that serves the level.
     """
     check_same(x, t, names=("the ciphertext", "the linear transform"))
     if x.level < t.level:
@@ -215,7 +210,8 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
     params, ring = ev.params, ev.params.ring
     limbs, n = params.extended_limbs(t.level), params.ring_degree
     window = len(params.window(t.level))
-    keys = {k: ev.keys.for_element(rotation_element(k, n)) for k in t.rotations}
+    keys = {k: ev.keys.for_element(rotation_element(k, n), t.level) for k in t.rotations}
+    rows = {k: ev.levels.key_rows(key.level, t.level) for k, key in keys.items()}
     plan = ev.levels.digit_raise(t.level)
     c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
     p_mod = _special_factors(params, t.level)
@@ -230,7 +226,7 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
             out[:, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
             return out
         key = keys[b]
-        out = ring.inner_product(c1, digits, plan, key.b, key.a, transform=first)
+        out = ring.inner_product(c1, digits, plan, key.b, key.a, first, rows[b])
         for i in range(x.batch):
             ring.add(out[i, 0, :window], scaled0[i], limbs[:window], out=out[i, 0, :window])
         return out
@@ -278,7 +274,8 @@ def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
     c1 = ring.mod_down(np.ascontiguousarray(acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
     c1 = np.ascontiguousarray(c1)
     digits = ring.raise_digits(c1, plan)
-    out = ring.inner_product(c1, digits, plan, key.b, key.a, transform=True)
+    rows = ev.levels.key_rows(key.level, level)
+    out = ring.inner_product(c1, digits, plan, key.b, key.a, True, rows)
     for i in range(out.shape[0]):
         ring.add(out[i, 0], acc[i, 0], limbs, out=out[i, 0])
     return ring.automorphism(out, rotation_element(g, params.ring_degree))

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import warnings
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -178,8 +179,30 @@ class Parameters:
     @property
     def evaluation_key_bytes(self) -> int:
         """Size of one evaluation key in memory; half of it when written (seeded)."""
-        limbs = len(self.chain.all_primes)
-        return 2 * self.digits * limbs * 4 * self.ring_degree
+        return self.key_bytes(self.max_level)
+
+    def key_bytes(self, level: int) -> int:
+        """Return the size in memory of an evaluation key for levels up to `level`."""
+        rows = len(self.key_digits(level)) * len(self.key_limbs(level))
+        return 2 * rows * 4 * self.ring_degree
+
+    def key_limbs(self, level: int) -> list[int]:
+        """Return the prime indices of an evaluation key for levels up to `level`.
+
+        Those of every window up to there, which may reach beyond that of `level`, and of P.
+        """
+        windows = self.chain.windows[: level + 1]
+        first = len(self.chain.primes)
+        return [
+            *range(min(w.start for w in windows), max(w.stop for w in windows)),
+            *range(first, len(self.chain.all_primes)),
+        ]
+
+    def key_digits(self, level: int) -> range:
+        """Return the digits of an evaluation key for levels up to `level`."""
+        windows, bounds = self.chain.windows[: level + 1], self.digit_bounds
+        first = bisect_right(bounds, min(w.start for w in windows)) - 1
+        return range(first, bisect_left(bounds, max(w.stop for w in windows)))
 
     # -- levels -----------------------------------------------------------------------------
 

@@ -122,7 +122,12 @@ def _split(degree: int) -> int:
 
 
 class _Evaluation:
-    """State of one evaluation: the powers made so far."""
+    """State of one evaluation: the powers made so far, and the leaves.
+
+    Leaves are combinations of the baby steps ``T_1 .. T_{2^b - 1}`` by constants. All of them are
+    one matrix product at the highest level that all baby steps reach; each is then brought to the
+    level at which it is used.
+    """
 
     def __init__(self, evaluator: Evaluator, x: Ciphertext, baby: int) -> None:
         self.evaluator = evaluator
@@ -130,9 +135,13 @@ class _Evaluation:
         self.baby = baby
         self.powers: dict[int, Ciphertext] = {1: x}
         self.lowered: dict[tuple[int, int], Ciphertext] = {}
+        self.leaves: dict[int, Ciphertext] = {}
 
     def run(self, c: Coefficients) -> Ciphertext:
-        return self.evaluate(c, self.top - depth(len(c) - 1))
+        level = self.top - depth(len(c) - 1)
+        self.combine(self.collect(c, level))
+        self.order = iter(range(len(self.leaves)))
+        return self.evaluate(c, level)
 
     def power(self, k: int) -> Ciphertext:
         """Return T_k, at level ``top - ceil(log2 k)``."""
@@ -145,24 +154,52 @@ class _Evaluation:
         return self.powers[k]
 
     def power_at(self, k: int, level: int) -> Ciphertext:
-        """Return T_k at a lower level; several leaves use the same."""
+        """Return T_k at a lower level; several uses share it."""
         if (k, level) not in self.lowered:
             self.lowered[k, level] = self.evaluator.to_level(self.power(k), level)
         return self.lowered[k, level]
 
     def is_leaf(self, degree: int, level: int) -> bool:
         """Whether ``T_0 .. T_degree`` can be combined by constants directly to `level`."""
-        deepest = (degree - 1).bit_length() if degree > 1 else 0
-        return degree < 1 << self.baby and self.top - deepest >= level + 1
+        return degree < 1 << self.baby and self.top - _deepest(degree) >= level + 1
+
+    def collect(self, c: Coefficients, level: int) -> list[tuple[Coefficients, int]]:
+        """Return the leaves, and their levels, in the order in which `evaluate` meets them."""
+        if self.is_leaf(len(c) - 1, level):
+            return [(c, level)]
+        q, r = divide(c, _split(len(c) - 1))
+        leaves = self.collect(q, level + 1) if len(q) > 1 else []
+        return leaves + (self.collect(np.trim_zeros(r, "b"), level) if np.any(r[1:]) else [])
+
+    def combine(self, leaves: list[tuple[Coefficients, int]]) -> None:
+        """Compute all leaves, those of the highest degrees first."""
+
+        def highest(i: int) -> int:
+            return self.top - _deepest(len(leaves[i][0]) - 1) - 1
+
+        groups: dict[int, list[int]] = {}
+        for i in sorted(range(len(leaves)), key=highest):
+            level = next((g for g in groups if g >= leaves[i][1]), highest(i))
+            groups.setdefault(level, []).append(i)
+        for level, members in groups.items():
+            parts = [leaves[i][0] for i in members]
+            widest = max(len(c) for c in parts)
+            used = [k for k in range(1, widest) if any(len(c) > k and c[k] != 0 for c in parts)]
+            used = used or [1]  # a constant
+            weights = [[c[k] if k < len(c) else 0.0 for k in used] for c in parts]
+            terms = [self.power_at(k, level + 1) for k in used]
+            constants = [complex(c[0]) for c in parts]
+            combined = self.evaluator.combinations(terms, weights, constants)
+            self.leaves.update(zip(members, combined, strict=True))
 
     def evaluate(self, c: Coefficients, level: int) -> Ciphertext:
         """Return the value at `level`, canonical scale."""
         degree = len(c) - 1
+        ev = self.evaluator
         if self.is_leaf(degree, level):
-            return self.combine(c, level)
+            return ev.to_level(self.leaves.pop(next(self.order)), level)
         n = _split(degree)
         q, r = divide(c, n)
-        ev = self.evaluator
         # q is evaluated one level higher, then both factors share that level.
         giant = self.power_at(n, level + 1)
         if len(q) == 1:
@@ -175,19 +212,10 @@ class _Evaluation:
             return ev.add(out, complex(r[0]))
         return ev.add(out, self.evaluate(np.trim_zeros(r, "b"), level))
 
-    def combine(self, c: Coefficients, level: int) -> Ciphertext:
-        """Return ``sum c_k T_k`` with one multiplication by a constant per term, one rescale."""
-        ev = self.evaluator
-        total: Ciphertext | None = None
-        for k in range(1, len(c)):
-            if c[k] != 0:
-                term = ev.multiply(self.power_at(k, level + 1), complex(c[k]), rescale=False)
-                total = term if total is None else ev.add(total, term)
-        if total is None:  # a constant
-            total = ev.multiply(self.power_at(1, level + 1), 0.0, rescale=False)
-        if c[0] != 0:
-            total = ev.add(total, complex(c[0]))
-        return ev.rescale(total)
+
+def _deepest(degree: int) -> int:
+    """Return the levels below the top of the deepest of ``T_1 .. T_degree``."""
+    return (degree - 1).bit_length() if degree > 1 else 0
 
 
 class _Counter:
@@ -207,8 +235,7 @@ class _Counter:
                 self.power(j)
 
     def visit(self, degree: int, level: int) -> None:
-        deepest = (degree - 1).bit_length() if degree > 1 else 0
-        if degree < 1 << self.baby and self.top - deepest >= level + 1:
+        if degree < 1 << self.baby and self.top - _deepest(degree) >= level + 1:
             for k in range(1, degree + 1):
                 self.power(k)
             return

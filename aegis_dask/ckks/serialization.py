@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from aegis_dask.ckks import wire
 from aegis_dask.ckks.files import PRIVATE, require_private, write_atomically
-from aegis_dask.ckks.formats import FORMATS, key_name, read_key, read_key_seeds
+from aegis_dask.ckks.formats import FORMATS, key_name, read_key, read_key_entries
 from aegis_dask.ckks.header import check_keys, read_parameters, write_parameters
 from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys, PublicKey, SecretKey
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
@@ -193,15 +193,15 @@ def load_evaluation_key(
     """
     with wire.open_file(path, use_mmap=mmap) as container:
         own = _check_header(container, EvaluationKeys, params, allow_insecure)
-        seeds = read_key_seeds(container, own)
-        if galois_element not in seeds:
-            held = ", ".join("relinearisation" if g is None else str(g) for g in seeds)
+        entries = read_key_entries(container, own)
+        if galois_element not in entries:
+            held = ", ".join("relinearisation" if g is None else str(g) for g in entries)
             raise MissingKeyError(
                 f"{os.fspath(path)} holds no key of "
                 f"{'relinearisation' if galois_element is None else galois_element}; it holds "
                 f"{held or 'none'}"
             )
-        return read_key(container, own, key_name(galois_element), seeds[galois_element])
+        return read_key(container, own, key_name(galois_element), entries[galois_element])
 
 
 def save_secret_key(
@@ -333,7 +333,8 @@ def _check_header(
         raise SerializationError(
             f"the data hold an object of type {shorten(kind)}, {expect.__name__} was expected"
         )
-    check_keys(f"the header of {kind}", container.fields, _COMMON_KEYS | FORMATS[expect].keys)
+    keys = _COMMON_KEYS | FORMATS[expect].keys_of(container.version)
+    check_keys(f"the header of {kind}", container.fields, keys)
     return read_parameters(container.fields, params, allow_insecure)
 
 

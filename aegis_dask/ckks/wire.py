@@ -43,7 +43,10 @@ Reader = Callable[[int, int], Bytes]
 """``read(offset, size)`` returns writable bytes, or fewer where the data end."""
 
 MAGIC = b"\x89AEGIS\r\n"  # neither text nor ASCII: a transfer that changes line ends destroys it
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. Version 2 added the levels of evaluation keys."""
+OLDEST_VERSION = 1
+"""Versions from here on are read."""
 ALIGNMENT = 64
 MAX_HEADER = 4 << 20
 MAX_TENSORS = 16384
@@ -83,10 +86,13 @@ class Container:
         The header without the tensors: JSON data that nobody has checked yet.
     entries
         Tensor name -> entry, checked against the size of the payload.
+    version
+        Format version that the data were written in.
     """
 
     fields: dict[str, Any]
     entries: dict[str, Entry]
+    version: int
     _read: Reader
     _payload: int
 
@@ -199,7 +205,7 @@ def open_file(path: str | os.PathLike[str], *, use_mmap: bool = False) -> Iterat
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if use_mmap and size:  # an empty file has no map; the parser says what is wrong with it
-            # Copy-on-write, not read-only: kernels are compiled for writable arrays.
+            # Copy-on-write, not read-only: what is read otherwise can be written to as well.
             yield _open_view(memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)))
             return
 
@@ -243,10 +249,10 @@ def _parse(size: int, read: Reader) -> Container:
             f"the data are truncated: {size} bytes, the preamble alone has {PREAMBLE}"
         )
     _, version, header_size, payload_size = _FIXED.unpack_from(start)
-    if version != FORMAT_VERSION:
+    if not OLDEST_VERSION <= version <= FORMAT_VERSION:
         raise SerializationError(
-            f"the data are of format version {version}, this library reads version "
-            f"{FORMAT_VERSION}; read them with the version that wrote them"
+            f"the data are of format version {version}, this library reads versions "
+            f"{OLDEST_VERSION} to {FORMAT_VERSION}; read them with the version that wrote them"
         )
     if header_size > MAX_HEADER or header_size % ALIGNMENT:
         raise IntegrityError(
@@ -264,7 +270,7 @@ def _parse(size: int, read: Reader) -> Container:
         raise IntegrityError("the header is damaged: its SHA-256 differs; fetch the data again")
     fields = _parse_header(header)
     entries = _parse_entries(fields.pop("tensors", None), payload_size)
-    return Container(fields, entries, read, PREAMBLE + header_size)
+    return Container(fields, entries, version, read, PREAMBLE + header_size)
 
 
 def _parse_header(header: bytes) -> dict[str, Any]:

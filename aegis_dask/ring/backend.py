@@ -69,6 +69,15 @@ class Ring(Protocol):
     def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """Return ``[b, 3]`` products of ciphertexts ``[b, 2]``; y may have batch 1."""
 
+    def contract(self, x: Array, y: Array, limbs: Limbs) -> Array:
+        """Return ``out[o] = sum_k x[k] y[o, k]``, sums of products of ciphertexts as by `tensor`.
+
+        x is ``[k, 2, limb, N]``, y ``[o, k, 2, limb, N]``, out ``[o, 3, limb, N]``; or with a
+        leading axis of rows, x ``[r, k, ..]`` and out ``[r, o, ..]``, a matrix product in which the
+        rows share the reading of y. Leading axes may have any strides (a transpose, a part) without
+        being copied.
+        """
+
     def automorphism(self, x: Array, galois_element: int) -> Array:
         """Apply X -> X^g."""
 
@@ -98,11 +107,14 @@ class Ring(Protocol):
         key_b: Array,
         key_a: Array,
         transform: bool,
+        key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """Return ``[b, 2, limb, N]``, sums over digits times a key ``[digit, prime, N]``.
 
         With `transform` the digits come from `raise_digits` and are transformed in place; without,
-        they have been by an earlier call.
+        they have been by an earlier call. A key that holds a part of the digits and primes comes
+        with `key_rows` ``[digit, limb]``: the row for each digit and limb of `constants`, counted
+        over both leading axes of the key.
         """
 
     def mod_down(
@@ -127,6 +139,7 @@ class Ring(Protocol):
         down: ModDown,
         addend: Array | None = None,
         galois_element: int = 1,
+        key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """Return `raise_digits`, `inner_product` and `mod_down` of ``[b, window, N]`` in one.
 
@@ -138,8 +151,19 @@ class Ring(Protocol):
     ) -> None:
         """Add ``automorphism(x) y`` to acc, y ``[limb, N]`` in Montgomery form."""
 
-    def gemm(self, x: Array, weights: Array, limbs: Limbs) -> Array:
+    def gemm(
+        self, x: Array, weights: Array, limbs: Limbs, accumulate: Array | None = None
+    ) -> Array:
         """Return ``out[o] = sum_k weights[l, run, o, k] x[k]``, weights in Montgomery form.
 
-        x is ``[k, ..., limb, N]``, out ``[o, ..., limb, N]``; runs of at least 32 points.
+        x is ``[k, ..., limb, N]``, out ``[o, ..., limb, N]``; runs of at least 16 points. With
+        `accumulate` the sums are added to that array, so that k can be processed in parts: neither
+        ``x[i:j]`` nor ``weights[..., i:j]`` is copied.
+        """
+
+    def encode_weights(self, coefficients: NDArray[np.int64], limbs: Limbs) -> Array:
+        """Return residues ``[limb, run, ...]`` in Montgomery form, the weights of `gemm`.
+
+        They are the values of polynomials in ``X^(N/run)`` with integer coefficients
+        ``[run, ...]``, a power of two of them, at most N/16.
         """

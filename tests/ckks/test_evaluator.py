@@ -227,6 +227,68 @@ def test_products_are_summed_before_one_relinearisation(
     o.check(expected, o.ev.relinearise(total, rescale=True), deviation, level - 1)
 
 
+@above_level_0
+def test_contraction_sums_products_over_a_batch(
+    schemes: Schemes, rng: np.random.Generator, name: str, level: int
+) -> None:
+    s, terms = schemes(name), 3
+    z, w = s.slots(rng, terms), s.slots(rng, 2 * terms)
+    x, y = s.encryptor.encrypt(z, level), s.encryptor.encrypt(w, level)
+    expected = (z * w.reshape(2, terms, -1)).sum(1)
+    fresh = s.noise.fresh_public(level)
+    deviation = sqrt(terms) * s.noise.multiply(level, fresh, fresh, SIZE, SIZE)
+    got = s.evaluator.contract(x, y)
+    assert (got.batch, got.components, got.level, got.is_canonical) == (2, 2, level - 1, True)
+    s.assert_close(expected, got, deviation)
+    raw = s.evaluator.contract(x, y, relinearise=False, rescale=False)
+    assert (raw.components, raw.level, raw.scale) == (3, level, x.scale * y.scale)
+    assert equal(s.evaluator.relinearise(raw, rescale=True), got)
+    low = s.evaluator.contract(x, y, relinearise=False)
+    assert equal(s.evaluator.rescale(raw), low)
+    linear = s.evaluator.contract(x, y, rescale=False)
+    assert equal(s.evaluator.relinearise(raw), linear)
+
+
+def test_contraction_gives_the_residues_of_summed_products(
+    schemes: Schemes, rng: np.random.Generator
+) -> None:
+    s, rows, terms, outs = schemes(TINY), 2, 3, 4
+    ev = s.evaluator
+    x = s.encryptor.encrypt(s.slots(rng, rows * terms), 4)
+    y = s.encryptor.encrypt(s.slots(rng, outs * terms))  # brought down to the level of x
+    got = ev.contract(x, y, rows=rows)
+    assert (got.batch, got.level) == (rows * outs, 3)
+    for r in range(rows):
+        one = ev.contract(x[r * terms : (r + 1) * terms], y)
+        assert equal(got[r * outs : (r + 1) * outs], one)
+        for o in range(outs):
+            products = [
+                ev.multiply(x[r * terms + k], y[o * terms + k], relinearise=False, rescale=False)
+                for k in range(terms)
+            ]
+            assert equal(one[o], ev.relinearise(ev.sum(products), rescale=True))
+    higher = ev.contract(y[:terms], x)
+    assert (higher.batch, higher.level) == (rows, 3)
+
+
+def test_contractions_that_do_not_fit_are_refused(
+    schemes: Schemes, rng: np.random.Generator
+) -> None:
+    s = schemes(TINY)
+    x = s.encryptor.encrypt(s.slots(rng, 4))
+    for left, right, rows in ((x[:3], x, 1), (x, x[:3], 1), (x, x, 3), (x, x, 0), (x, x, -4)):
+        with pytest.raises(ValueError, match=r"batches of .* rows and any number of columns"):
+            s.evaluator.contract(left, right, rows=rows)
+    raw = s.evaluator.multiply(x, x, relinearise=False, rescale=False)
+    with pytest.raises(ScaleError, match="2 components; relinearise them first"):
+        s.evaluator.contract(x, raw)
+    with pytest.raises(LevelError, match="no level left for a product"):
+        s.evaluator.contract(s.evaluator.to_level(x, 0), x)
+    other = schemes("insecure-n10-d54")
+    with pytest.raises(IncompatibleError, match="one parameter set"):
+        s.evaluator.contract(x, other.encryptor.encrypt(other.slots(rng, 4)))
+
+
 def test_sums_of_two_and_three_components_have_three(
     schemes: Schemes, rng: np.random.Generator
 ) -> None:

@@ -81,10 +81,10 @@ def check(
 def test_a_matrix_acts_on_repeated_vectors(
     scheme: Scheme, rng: np.random.Generator, size: int
 ) -> None:
-    # Up to 16 the matrix is kept in its subring and applied by modular GEMMs.
+    # Up to 32 the matrix is kept in its subring and applied by modular GEMMs.
     m, v = matrix(rng, size), rng.uniform(-1, 1, size) + 1j * rng.uniform(-1, 1, size)
     t = LinearTransform.from_matrix(scheme.params, m)
-    assert isinstance(t.weights, dict) == (size > 16)
+    assert isinstance(t.weights, dict) == (size > 32)
     repeats = scheme.params.slots // size
     x = scheme.encryptor.encrypt(np.tile(v, repeats))
     check(scheme, evaluator(scheme, t), t, x, np.tile(m @ v, repeats), size, sqrt(2 / 3 / size))

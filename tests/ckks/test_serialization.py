@@ -58,6 +58,7 @@ KINDS = (
     "product",
     "public key",
     "evaluation key",
+    "truncated evaluation key",
     "evaluation keys",
 )
 UNPICKLED = pickle.loads  # the name `loads` is ours here
@@ -70,7 +71,8 @@ def s() -> SimpleNamespace:
     generator = KeyGenerator(params)
     secret = generator.secret_key()
     public = generator.public_key(secret)
-    keys = generator.evaluation_keys(secret, rotations=[1, 8], conjugation=True)
+    rotations = {1: params.max_level, 4: 2, 8: params.max_level}
+    keys = generator.evaluation_keys(secret, rotations=rotations, conjugation=True)
     encoder, fresh = Encoder(params), Encryptor(params, secret)
     values = np.random.default_rng(1).uniform(-1, 1, (3, params.slots))
     ciphertext = fresh.encrypt(values)
@@ -84,6 +86,7 @@ def s() -> SimpleNamespace:
         "product": product,
         "public key": public,
         "evaluation key": keys.relinearisation,
+        "truncated evaluation key": keys.galois[rotation_element(4, params.ring_degree)],
         "evaluation keys": keys,
     }
     return SimpleNamespace(
@@ -108,7 +111,7 @@ def split(data: bytes) -> tuple[dict, bytes]:
     return json.loads(data[64 : 64 + header_size]), data[64 + header_size :]
 
 
-def seal(header: dict | bytes, payload: bytes, version: int = 1) -> bytes:
+def seal(header: dict | bytes, payload: bytes, version: int = 2) -> bytes:
     """A container with right checksums, as an attacker would make it."""
     if isinstance(header, dict):
         header = json.dumps(header).encode()
@@ -131,8 +134,11 @@ def residues(obj: object) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
     if isinstance(obj, (Plaintext, Ciphertext)):
         primes = obj.params.chain.primes
         yield obj.data, tuple(primes[i] for i in obj.params.limbs(obj.level))
-    elif isinstance(obj, (PublicKey, EvaluationKey)):
+    elif isinstance(obj, PublicKey):
         yield obj.b, obj.params.chain.all_primes
+    elif isinstance(obj, EvaluationKey):
+        primes = obj.params.chain.all_primes
+        yield obj.b, tuple(primes[i] for i in obj.params.key_limbs(obj.level))
     elif isinstance(obj, EvaluationKeys):
         galois = [obj.galois[g] for g in sorted(obj.galois)]
         for key in filter(None, [obj.relinearisation, *galois]):
@@ -176,6 +182,7 @@ def assert_equal(a: object, b: object) -> None:
         assert (a.relinearisation is None) == (b.relinearisation is None)
         for g in a.galois:
             assert a.galois[g].seed == b.galois[g].seed
+            assert a.galois[g].level == b.galois[g].level
 
 
 # -- round trips ----------------------------------------------------------------------------
@@ -378,8 +385,36 @@ def test_an_object_of_another_class_is_refused(s: SimpleNamespace, tmp_path: Pat
 
 
 def test_a_later_format_says_so(s: SimpleNamespace) -> None:
-    with pytest.raises(SerializationError, match="format version 2, this library reads version 1"):
-        loads(seal(*split(s.written["product"]), version=2), s.params)
+    for version in (0, 3):
+        message = f"format version {version}, this library reads versions 1 to 2"
+        with pytest.raises(SerializationError, match=message):
+            loads(seal(*split(s.written["product"]), version=version), s.params)
+
+
+def as_version_1(data: bytes) -> bytes:
+    """What version 1 wrote: keys have no level."""
+    header, payload = split(data)
+    for name in ("level", "levels"):
+        if header["type"].startswith("EvaluationKey"):
+            header.pop(name, None)
+    return seal(header, payload, version=1)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.startswith("truncated")])
+def test_the_first_format_is_read(s: SimpleNamespace, kind: str) -> None:
+    obj = s.objects[kind]
+    if kind == "evaluation keys":  # all for the top level then
+        galois = {g: k for g, k in s.keys.galois.items() if k.level == s.params.max_level}
+        obj = replace(s.keys, galois=galois)
+    assert_equal(obj, loads(as_version_1(dumps(obj)), s.params))
+
+
+def test_truncated_keys_are_not_of_the_first_format(s: SimpleNamespace) -> None:
+    for kind in ("truncated evaluation key", "evaluation keys"):
+        with pytest.raises(SerializationError, match="expected uint32"):
+            loads(as_version_1(s.written[kind]), s.params)
+        with pytest.raises(SerializationError, match=r"unknown .'level"):
+            loads(seal(*split(s.written[kind]), version=1), s.params)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89", b"PK\x03\x04", b"\x80\x05pickle", bytes(4096)])
@@ -486,6 +521,17 @@ DELETE = object()
         ("evaluation keys", ["galois", "2049"], "00" * 32, "'2049' is not the Galois element"),
         ("evaluation keys", ["galois", "5"], DELETE, "unknown .'galois/5'"),
         ("evaluation keys", ["galois", "25"], "00" * 32, "missing .'galois/25'"),
+        ("evaluation key", ["level"], DELETE, "missing .'level'"),
+        ("evaluation key", ["level"], 7, "level of the key is 7"),
+        ("evaluation key", ["level"], 2, "tensor 'b' is uint32"),
+        ("truncated evaluation key", ["level"], 3, "tensor 'b' is uint32"),
+        ("truncated evaluation key", ["level"], True, "level of the key is True"),
+        ("evaluation keys", ["levels"], 2, "not an object of name -> level"),
+        ("evaluation keys", ["levels"], DELETE, "missing .'levels'"),
+        ("evaluation keys", ["levels", "galois/5"], DELETE, "missing .'galois/5'"),
+        ("evaluation keys", ["levels", "galois/25"], 1, "unknown .'galois/25'"),
+        ("evaluation keys", ["levels", "galois/625"], 6, "tensor 'galois/625' is uint32"),
+        ("evaluation keys", ["levels", "galois/625"], -1, "level of galois/625 is -1"),
         ("evaluation keys", ["tensors", "galois/5", "offsets"], [0, 245760], "no gaps"),
     ],
 )

@@ -39,7 +39,7 @@ def montgomery(weights: Any, primes: list[int]) -> Any:
 @pytest.mark.parametrize(
     ("inner", "outs"), [(1, 1), (3, 4), (8, 5), (16, 2), (17, 7), (24, 4), (25, 9), (70, 3)]
 )
-@pytest.mark.parametrize("runs", [1, 2, N // 32])
+@pytest.mark.parametrize("runs", [1, 2, N // 32, N // 16])
 def test_gemm_is_a_matrix_product_modulo_every_prime_and_run(
     ring: Ring, rng: np.random.Generator, inner: int, outs: int, runs: int, largest: bool
 ) -> None:
@@ -65,13 +65,55 @@ def test_gemm_of_largest_values_in_every_place(ring: Ring) -> None:
     assert np.all(out == 40)  # 40 (-1)(-1)
 
 
+@pytest.mark.parametrize("largest", [False, True], ids=["random", "largest"])
+@pytest.mark.parametrize("runs", [1, 4, N // 16])
+@pytest.mark.parametrize("outs", [1, 6])
+def test_gemm_is_accumulated_over_parts_of_the_inputs(
+    ring: Ring, rng: np.random.Generator, runs: int, outs: int, largest: bool
+) -> None:
+    primes = primes_of(ring)
+    weights = montgomery(weights_like(rng, primes, runs, outs, 37, largest), primes)
+    make = reference.extreme_residues if largest else reference.random_residues
+    x = make(rng, primes, 37, 2, degree=N)
+    expected = ring.gemm(x, weights, LIMBS)
+    out = ring.zeros(expected.shape)
+    for i, j in ((0, 1), (1, 20), (20, 37)):
+        assert ring.gemm(x[i:j], weights[..., i:j], LIMBS, accumulate=out) is out
+    assert np.array_equal(out, expected)
+    top = reference.largest_residues(primes, outs, 2, degree=N)
+    ring.gemm(x, weights, LIMBS, accumulate=top)
+    assert np.array_equal(ring.add(top, np.ones_like(top), LIMBS), expected)
+
+
+def test_gemm_of_views(ring: Ring, rng: np.random.Generator) -> None:
+    primes = primes_of(ring)
+    weights = montgomery(weights_like(rng, primes, 4, 5, 12, False), primes)
+    x = reference.random_residues(rng, primes, 12, 2, degree=N)
+    expected = ring.gemm(x[::3].copy(), weights[:, :, 1:4, ::3].copy(), LIMBS)
+    assert np.array_equal(ring.gemm(x[::3], weights[:, :, 1:4, ::3], LIMBS), expected)
+    turned = np.ascontiguousarray(weights.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
+    assert np.array_equal(ring.gemm(x, turned, LIMBS), ring.gemm(x, weights, LIMBS))
+
+
+def test_accumulators_that_do_not_fit_are_refused(ring: Ring) -> None:
+    x, weights = np.zeros((4, 1, 3, N), np.uint32), np.zeros((3, 1, 2, 4), np.uint32)
+    with pytest.raises(BackendError, match="was given to add products of shape"):
+        ring.gemm(x, weights, LIMBS, accumulate=ring.zeros((3, 1, 3, N)))
+    with pytest.raises(BackendError, match="not contiguous"):
+        ring.gemm(x, weights, LIMBS, accumulate=ring.zeros((2, 1, 3, 2 * N))[..., ::2])
+    frozen = ring.zeros((2, 1, 3, N))
+    frozen.flags.writeable = False
+    with pytest.raises(BackendError, match="read-only"):
+        ring.gemm(x, weights, LIMBS, accumulate=frozen)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
         ((3, 1, 2, 5), "do not fit 4 inputs of 3 limbs"),
         ((2, 1, 2, 4), "do not fit 4 inputs of 3 limbs"),
         ((3, 2, 4), "do not fit"),
-        ((3, 64, 2, 4), "64 runs of 1024 points are shorter than 32"),
+        ((3, 128, 2, 4), "128 runs of 1024 points are shorter than 16"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(

@@ -174,7 +174,7 @@ def _inverse_tail() -> Any:
     return generate("\n".join(lines), _NAMESPACE)
 
 
-forward_rows = {r: _row_pass(r, forward=True) for r in (2, 3, 4)}
+forward_rows = {r: _row_pass(r, forward=True) for r in (1, 2, 3, 4)}
 inverse_rows = {r: _row_pass(r, forward=False) for r in (2, 3, 4)}
 inverse_rows_scaled = {r: _row_pass(r, forward=False, scaled=True) for r in (2, 3, 4)}
 forward_tail = _forward_tail("canonical")

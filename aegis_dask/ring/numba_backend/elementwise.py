@@ -20,7 +20,7 @@ from aegis_dask.ring.numba_backend.arithmetic import (
     shoup_mod,
     sub_mod,
 )
-from aegis_dask.ring.numba_backend.jit import kernel
+from aegis_dask.ring.numba_backend.jit import inline, kernel
 from aegis_dask.ring.numba_backend.simd import (
     qadd,
     qhigh_words_seq,
@@ -164,15 +164,26 @@ def tensor(out: Any, x: Any, y: Any, y_index: Any, q: Any, q_inv: Any, r2: Any, 
             vstore(out, oz + 2 * step + c, montgomery_product(x1, y1, pi, p, p2))
 
 
+@inline
+def signed_residue(
+    u: Any, v: Any, one: Any, one_s: Any, w32: Any, w32_s: Any, w64: Any, p: Any, p2: Any
+) -> Any:
+    """Sixteen signed 64-bit integers (u, v) -> [0, p).
+
+    ``x mod 2^64 = low + 2^32 high``, minus 2^64 where x is negative: `w32`, `w64` are ``2^32`` and
+    ``2^64 mod p``, `one_s` the Shoup companion of 1.
+    """
+    low, high = qlow_words_seq(u, v), qhigh_words_seq(u, v)
+    t = vadd(vshoup(low, one, one_s, p), vshoup(high, w32, w32_s, p))
+    t = canonical2(vmin(t, vsub(t, p2)), p)
+    return sub_mod(t, vand(vsign_mask(high), w64), p)
+
+
 @kernel(parallel=True)
 def from_signed(
     out: Any, x: Any, polys: int, q: Any, one_s: Any, w32: Any, w32_s: Any, w64: Any, n: int
 ) -> None:
-    """Residues of signed 64-bit integers.
-
-    ``x mod 2^64 = low + 2^32 high``, minus 2^64 where x is negative: `w32`, `w64` are ``2^32`` and
-    ``2^64 mod q``, `one_s` the Shoup companion of 1.
-    """
+    """Residues of signed 64-bit integers; constants as for `signed_residue`."""
     limbs = q.shape[0]
     for i in prange(polys * limbs):
         l, b = i // polys, i % polys
@@ -182,10 +193,7 @@ def from_signed(
         o, ox = (b * limbs + l) * n, b * n
         for c in range(0, n, 16):
             u, v = qload(x, ox + c), qload(x, ox + c + 8)
-            low, high = qlow_words_seq(u, v), qhigh_words_seq(u, v)
-            t = vadd(vshoup(low, one, os, p), vshoup(high, w, ws, p))
-            t = canonical2(vmin(t, vsub(t, p2)), p)
-            vstore(out, o + c, sub_mod(t, vand(vsign_mask(high), minus), p))
+            vstore(out, o + c, signed_residue(u, v, one, os, w, ws, minus, p, p2))
 
 
 @kernel(parallel=True)

@@ -11,21 +11,39 @@ from typing import Any
 import numpy as np
 from numba import int64, prange
 
-from aegis_dask.ring.numba_backend.basis import block1, block4
+from aegis_dask.ring.numba_backend.basis import gemm_block
 from aegis_dask.ring.numba_backend.jit import kernel
 from aegis_dask.ring.numba_backend.simd import vload, vstore
 
-MIN_RUN = 32
+MIN_RUN = 16
 WIDTH = 256
+
+_block4, _block1 = gemm_block(4, 2), gemm_block(1, 2)
+_narrow4, _narrow1 = gemm_block(4, 1), gemm_block(1, 1)
 
 
 @kernel(parallel=True)
-def gemm(out: Any, x: Any, weights: Any, polys: int, q: Any, q_inv: Any, n: int) -> None:
-    """``out[o, b, l] = sum_k weights[l, run, o, k] x[k, b, l] 2^-32``, weights in Montgomery form.
+def gemm(
+    out: Any,
+    x: Any,
+    sx: int,
+    weights: Any,
+    shape: Any,
+    strides: Any,
+    polys: int,
+    add: bool,
+    q: Any,
+    q_inv: Any,
+    n: int,
+) -> None:
+    """``out[o, b, l] = sum_k weights[l, run, o, k] x[k, b, l] 2^-32``, or ``out +=`` with `add`.
 
-    x is ``[k, poly, limb, N]``, out ``[o, poly, limb, N]``, both flat.
+    x is ``[k, poly, limb, N]`` with stride `sx` of its first axis, out ``[o, poly, limb, N]``;
+    weights, in Montgomery form, have four axes with the given lengths and strides. All are flat,
+    strides in elements.
     """
-    limbs, runs, outs, inner = weights.shape
+    limbs, runs, outs, inner = shape
+    sl, sr, so, sk = strides
     length = n // runs
     width = min(length, WIDTH)
     per_run = length // width
@@ -33,22 +51,28 @@ def gemm(out: Any, x: Any, weights: Any, polys: int, q: Any, q_inv: Any, n: int)
         l = i // (runs * per_run)
         r = (i // per_run) % runs
         start = r * length + (i % per_run) * width
-        mat = weights[l, r]
+        m = int64(l) * sl + int64(r) * sr
         qs, qi = np.empty(outs, np.uint32), np.empty(outs, np.uint32)
         qs[:], qi[:] = q[l], q_inv[l]
         y = np.empty(inner * width, np.uint32)
         d = np.empty(outs, np.int64)
         for b in range(polys):
             for k in range(inner):
-                s = (int64(k * polys + b) * limbs + l) * n + start
+                s = int64(k) * sx + int64(b * limbs + l) * n + start
                 for c in range(0, width, 16):
                     vstore(y, k * width + c, vload(x, s + c))
             for o in range(outs):
                 d[o] = (int64(o * polys + b) * limbs + l) * n + start
             last = outs - outs % 4
+            if width == 16:
+                for o in range(0, last, 4):
+                    _narrow4(out, d, o, y, 0, 16, weights, m, so, sk, add, inner, qs, qi)
+                for o in range(last, outs):
+                    _narrow1(out, d, o, y, 0, 16, weights, m, so, sk, add, inner, qs, qi)
+                continue
             for o in range(0, last, 4):
                 for c in range(0, width, 32):
-                    block4(out, d, o, y, c, width, mat, inner, qs, qi)
+                    _block4(out, d, o, y, c, width, weights, m, so, sk, add, inner, qs, qi)
             for o in range(last, outs):
                 for c in range(0, width, 32):
-                    block1(out, d, o, y, c, width, mat, inner, qs, qi)
+                    _block1(out, d, o, y, c, width, weights, m, so, sk, add, inner, qs, qi)

@@ -131,9 +131,7 @@ def inner_product(
     own_limbs: int,
     key_b: Any,
     key_a: Any,
-    key_limbs: int,
-    first_digit: int,
-    digits: int,
+    key_index: Any,
     digit_of: Any,
     limbs: Any,
     batch: int,
@@ -145,11 +143,12 @@ def inner_product(
 ) -> None:
     """``acc[b, 0/1, j] = sum_d x_d[j] key_b/a[d, j] 2^-32``, the key in Montgomery form.
 
-    ``x_d[j]`` is ``own[b, j]`` on the digit's own limbs, else ``raised[b, d, j]``, which is
+    Row ``key_index[d, k]`` of the key belongs to digit d and limb ``j = limbs[k]``. ``x_d[j]`` is
+    ``own[b, j]`` on the digit's own limbs, else ``raised[b, d, j]``, which is
     transformed in place first (lazily, [0, 2q)) if `transform`. All work on limb j happens while it
     is in the L2 cache. At most eight digits: sums of ``2p p`` stay below 2^64.
     """
-    nl = limbs.shape[0]
+    nl, digits = limbs.shape[0], key_index.shape[0]
     for k in prange(nl):
         j = int64(limbs[k])
         x_rows = np.empty(digits, np.int64)
@@ -160,7 +159,7 @@ def inner_product(
             own_row = (b * own_limbs + k) * n
             acc_rows[0], acc_rows[1] = (2 * b * nl + k) * n, ((2 * b + 1) * nl + k) * n
             for d in range(digits):
-                key_rows[d] = ((first_digit + d) * key_limbs + j) * n
+                key_rows[d] = key_index[d, k] * n
                 x_rows[d] = ((b * digits + d) * nl + k) * n
             if transform:
                 _inner_limb(
@@ -184,9 +183,7 @@ def _inner_to_work(
     own_limbs: int,
     key_b: Any,
     key_a: Any,
-    key_limbs: int,
-    first_digit: int,
-    digits: int,
+    key_index: Any,
     digit_of: Any,
     limbs: Any,
     b: int,
@@ -202,13 +199,13 @@ def _inner_to_work(
     digits are transformed into the work space, and the sums overwrite two of them there.
     """
     j = int64(limbs[k])
-    own_digit = int64(digit_of[k])
+    own_digit, digits = int64(digit_of[k]), key_index.shape[0]
     raised_rows = np.empty(digits, np.int64)
     work_rows = np.empty(digits, np.int64)
     key_rows = np.empty(digits, np.int64)
     place = work_offset
     for d in range(digits):
-        key_rows[d] = ((first_digit + d) * key_limbs + j) * n
+        key_rows[d] = key_index[d, k] * n
         raised_rows[d] = ((b * digits + d) * limbs.shape[0] + k) * n
         work_rows[d] = place
         if d != own_digit:
@@ -231,9 +228,7 @@ def switch_sources(
     own_limbs: int,
     key_b: Any,
     key_a: Any,
-    key_limbs: int,
-    first_digit: int,
-    digits: int,
+    key_index: Any,
     digit_of: Any,
     limbs: Any,
     batch: int,
@@ -263,7 +258,7 @@ def switch_sources(
         acc_rows = np.empty(2, np.int64)
         _inner_to_work(
             work, get_thread_id() * work_size, acc_rows, raised, own, own_limbs, key_b, key_a,
-            key_limbs, first_digit, digits, digit_of, limbs, b, k, tables, q, q_inv, n,
+            key_index, digit_of, limbs, b, k, tables, q, q_inv, n,
         )  # fmt: skip
         for h in range(2):
             x = acc_rows[h]
@@ -439,9 +434,7 @@ def switch_targets(
     own_limbs: int,
     key_b: Any,
     key_a: Any,
-    key_limbs: int,
-    first_digit: int,
-    digits: int,
+    key_index: Any,
     digit_of: Any,
     limbs: Any,
     batch: int,
@@ -475,8 +468,8 @@ def switch_targets(
         acc_rows[0], acc_rows[1] = offset, offset
         if k >= 0:
             _inner_to_work(
-                work, offset, acc_rows, raised, own, own_limbs, key_b, key_a, key_limbs,
-                first_digit, digits, digit_of, limbs, b, k, tables, q, q_inv, n,
+                work, offset, acc_rows, raised, own, own_limbs, key_b, key_a, key_index,
+                digit_of, limbs, b, k, tables, q, q_inv, n,
             )  # fmt: skip
         f, fs, g, gs = factor[l], factor_s[l], addend_factor[l], addend_factor_s[l]
         for h in range(2):

@@ -28,13 +28,13 @@ from aegis_dask.ring.numba_backend.butterflies import (
 from aegis_dask.ring.numba_backend.jit import generate_call, kernel
 from aegis_dask.ring.numba_backend.simd import vsplat
 
-_f2, _f3, _f4 = (forward_rows[r] for r in (2, 3, 4))
+_f1, _f2, _f3, _f4 = (forward_rows[r] for r in (1, 2, 3, 4))
 _i2, _i3, _i4 = (inverse_rows[r] for r in (2, 3, 4))
 _s2, _s3, _s4 = (inverse_rows_scaled[r] for r in (2, 3, 4))
 
 
 @kernel()
-def _rows_forward(
+def rows_forward(
     r: int, dst: Any, do: int, src: Any, so: int, n: int, w: Any, ws: Any, wo: int, k: int, q: int
 ) -> None:
     """R stages on the n words at `so`: rows of ``n >> r`` words."""
@@ -49,6 +49,9 @@ def _rows_forward(
     elif r == 2:
         for c in range(0, st, 16):
             _f2(dst, do + c, src, so + c, st, w, ws, wo, k, p, p2)
+    elif r == 1:
+        for c in range(0, st, 16):
+            _f1(dst, do + c, src, so + c, st, w, ws, wo, k, p, p2)
 
 
 @kernel()
@@ -94,18 +97,18 @@ def f(x, xo, src, so, tables, prime, q{extra}):
     r1, r2, r3 = plan[0], plan[1], plan[2]
     p, p2 = vsplat(uint32(q)), vsplat(uint32(2 * q))
     {setup}
-    _rows_forward(r1, x, xo, src, so, n, w, ws, wo, 1, q)
+    rows_forward(r1, x, xo, src, so, n, w, ws, wo, 1, q)
     n1 = n >> r1
     n2 = n1 >> r2
     for g in range(1 << r1):
         if r2 > 0:
             k2 = (1 << r1) + g
-            _rows_forward(r2, x, xo + g * n1, x, xo + g * n1, n1, w, ws, wo, k2, q)
+            rows_forward(r2, x, xo + g * n1, x, xo + g * n1, n1, w, ws, wo, k2, q)
         for h in range(1 << r2):
             o = g * n1 + h * n2
             if r3 > 0:
                 k3 = (((1 << r1) + g) << r2) + h
-                _rows_forward(r3, x, xo + o, x, xo + o, n2, w, ws, wo, k3, q)
+                rows_forward(r3, x, xo + o, x, xo + o, n2, w, ws, wo, k3, q)
             for t in range(o, o + n2, TAIL):
                 b = t // TAIL
                 k, ko = n // TAIL + b, vo + b * TAIL_TWIDDLES

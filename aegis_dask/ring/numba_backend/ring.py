@@ -11,6 +11,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from aegis_dask.errors import BackendError
@@ -23,11 +24,13 @@ from aegis_dask.ring.numba_backend import (
     automorphism,
     basis,
     chacha,
+    contract,
     elementwise,
     gemm,
     jit,
     keyswitch,
     ntt,
+    subring,
 )
 from aegis_dask.ring.tables import shoup_pair, twiddles
 
@@ -65,6 +68,7 @@ def _threading_layer() -> str:
 
 
 def _call(kernel: Any, *args: Any) -> None:
+    args = tuple(_plain(a) if isinstance(a, np.ndarray) else a for a in args)
     if kernel.signatures:
         with _guard():
             kernel(*args)
@@ -73,6 +77,36 @@ def _call(kernel: Any, *args: Any) -> None:
     with _guard():
         kernel(*args)
     jit.announced_done()
+
+
+class _Alias:
+    """The memory of a read-only array, kept alive, offered as if it could be written."""
+
+    __slots__ = ("__array_interface__", "_array")
+
+    def __init__(self, x: NDArray[Any]) -> None:
+        self._array = x
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": x.dtype.str,
+            "shape": x.shape,
+            "strides": x.strides,
+            "data": (x.ctypes.data, False),
+        }
+
+
+def _plain(x: NDArray[Any]) -> NDArray[Any]:
+    """Return an array over the same memory that Numba takes for a writable, aligned ndarray.
+
+    Read-only arrays (memory maps, buffers that Dask received) are other types to Numba: each kernel
+    would be compiled again for every combination. What kernels write has been checked by
+    `_flat_out`, so they only read such an array.
+    """
+    if not x.flags.aligned:  # a buffer at an odd address
+        return x.copy()
+    if x.flags.writeable and type(x) is np.ndarray:
+        return x
+    return np.asarray(_Alias(x))
 
 
 def _flat(x: Array) -> Array:
@@ -88,7 +122,27 @@ def _flat_out(x: Array) -> Array:
             f"an array of shape {x.shape} is to be written but is not contiguous; give a "
             "contiguous one or leave it out"
         )
+    if not (x.flags.writeable and x.flags.aligned):
+        raise BackendError(
+            f"an array of shape {x.shape} is to be written but is read-only or not aligned; give "
+            "a copy of it"
+        )
     return x.reshape(-1)
+
+
+def _leading(x: Array, axes: int) -> tuple[Array, tuple[int, ...]]:
+    """Return a flat array that begins at x[0, ..] and the strides of its first `axes` axes.
+
+    Strides are in elements. Views whose last axes are contiguous are not copied.
+    """
+    tail = x[(0,) * axes]
+    strides = x.strides[:axes]
+    if not tail.flags.c_contiguous or any(s < 0 or s % x.itemsize for s in strides):
+        x = np.ascontiguousarray(x)
+        strides = x.strides[:axes]
+    steps = tuple(s // x.itemsize for s in strides)
+    span = tail.size + sum((c - 1) * s for c, s in zip(x.shape, steps, strict=False))
+    return as_strided(x, (span,), (x.itemsize,)), steps
 
 
 class NumbaRing:
@@ -289,6 +343,31 @@ class NumbaRing:
         _call(elementwise.tensor, _flat(out), _flat(x), _flat(y), which, *q, self.degree)
         return out
 
+    def contract(self, x: Array, y: Array, limbs: Limbs) -> Array:
+        """See `Ring.contract`."""
+        index = self._limbs(x, limbs)
+        if (
+            x.ndim not in (4, 5)
+            or x.shape[-3] != 2
+            or y.shape[1:] != x.shape[-4:]
+            or 0 in (*x.shape, *y.shape)
+        ):
+            raise BackendError(
+                f"operands of shapes {x.shape} and {y.shape} do not fit; [(row,) term, 2, limb, N] "
+                "and [output, term, 2, limb, N] with at least one term are needed"
+            )
+        left = x if x.ndim == 5 else x[None]
+        rows, terms, outs = *left.shape[:2], y.shape[0]
+        out = self.empty((*x.shape[:-4], outs, 3, *x.shape[-2:]))
+        flat_x, steps_x = _leading(left, 2)
+        flat_y, steps_y = _leading(y, 2)
+        size = contract.sums_size(self.degree)
+        sums = self.empty((numba.get_num_threads(), 2 * size)).reshape(-1).view(np.uint64)
+        operands = (sums, size, flat_x, *steps_x, flat_y, *steps_y, rows, outs, terms)
+        q = (self._q[index], self._q_inv[index], self._r2[index])
+        _call(contract.contract, _flat(out), *operands, *q, self.degree)
+        return out
+
     def from_signed(self, x: NDArray[np.int64], limbs: Limbs) -> Array:
         """See `Ring.from_signed`."""
         index = np.asarray(limbs, np.int64)
@@ -395,9 +474,9 @@ class NumbaRing:
     def _converted(self, x: Array, conversion: BaseConversion, lazy: bool) -> Array:
         ni, nj = len(conversion.sources), len(conversion.targets)
         out = self.empty((*x.shape[:-2], nj, self.degree))
-        for b in range(prod(x.shape[:-2])):
-            rows = np.arange(b * nj, (b + 1) * nj), np.arange(b * ni, (b + 1) * ni)
-            self._convert(out, rows[0], x, rows[1], conversion, lazy)
+        polys = prod(x.shape[:-2])
+        rows = np.arange(polys * nj).reshape(polys, nj), np.arange(polys * ni).reshape(polys, ni)
+        self._convert(out, rows[0], x, rows[1], conversion, lazy)
         return out
 
     def raise_digits(self, x: Array, constants: DigitRaise) -> Array:
@@ -408,12 +487,12 @@ class NumbaRing:
         y = self.empty(x.shape)
         self._intt(y, x, c.limbs[:window], c.factors)
         out = self.empty((batch, nd, nl, self.degree))
-        for b in range(batch):
-            for d, conversion in enumerate(c.conversions):
-                own = np.flatnonzero(c.digit_of == d)
-                others = np.flatnonzero(c.digit_of != d)
-                dst = (b * nd + d) * nl + others
-                self._convert(out, dst, y, b * window + own, conversion, lazy=True)
+        polys = np.arange(batch)[:, None]
+        for d, conversion in enumerate(c.conversions):
+            own = np.flatnonzero(c.digit_of == d)
+            others = np.flatnonzero(c.digit_of != d)
+            dst = (polys * nd + d) * nl + others
+            self._convert(out, dst, y, polys * window + own, conversion, lazy=True)
         return out
 
     def inner_product(
@@ -424,10 +503,11 @@ class NumbaRing:
         key_b: Array,
         key_a: Array,
         transform: bool,
+        key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """See `Ring.inner_product`."""
-        batch, nd, nl, _ = digits.shape
-        self._check_key(x, key_b, key_a, constants)
+        batch, _, nl, _ = digits.shape
+        key_index = self._key_index(x, key_b, key_a, constants, key_rows)
         out = self.empty((batch, 2, nl, self.degree))
         _call(
             keyswitch.inner_product,
@@ -437,9 +517,7 @@ class NumbaRing:
             x.shape[1],
             _flat(key_b),
             _flat(key_a),
-            key_b.shape[1],
-            constants.first_digit,
-            nd,
+            key_index,
             constants.digit_of,
             constants.limbs,
             batch,
@@ -519,10 +597,11 @@ class NumbaRing:
         down: ModDown,
         addend: Array | None = None,
         galois_element: int = 1,
+        key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """See `Ring.switch_key`."""
         r, n, batch = raise_constants, self.degree, x.shape[0]
-        self._check_key(x, key_b, key_a, r)
+        key_index = self._key_index(x, key_b, key_a, r, key_rows)
         self._check_addend(x[:, None], addend)
         digits = self.raise_digits(x, r)
         nd = digits.shape[1]
@@ -538,9 +617,7 @@ class NumbaRing:
             x.shape[1],
             _flat(key_b),
             _flat(key_a),
-            key_b.shape[1],
-            r.first_digit,
-            nd,
+            key_index,
             r.digit_of,
             r.limbs,
             batch,
@@ -581,17 +658,42 @@ class NumbaRing:
         )
         return out
 
-    def _check_key(self, x: Array, key_b: Array, key_a: Array, constants: DigitRaise) -> None:
-        digits = len(constants.conversions)
+    def _key_index(
+        self,
+        x: Array,
+        key_b: Array,
+        key_a: Array,
+        constants: DigitRaise,
+        rows: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """Return the row of the key for every digit and limb, `rows` or those of a full key."""
+        digits, limbs = len(constants.conversions), constants.limbs
         if digits > 8:
             raise BackendError(f"key switching with {digits} digits; at most 8 are supported")
-        shape = (constants.first_digit + digits, len(self._primes), self.degree)
-        for key in (key_b, key_a):
-            if key.shape[0] < shape[0] or key.shape[1:] != shape[1:]:
-                raise BackendError(f"a key of shape {key.shape} was given, {shape} is needed")
-        window = int((constants.limbs < len(self.chain.primes)).sum())
+        window = int((limbs < len(self.chain.primes)).sum())
         if x.shape[1:] != (window, self.degree):
             raise BackendError(f"an array of shape {x.shape} was given for {window} limbs")
+        if rows is None:
+            count = len(self._primes)
+            shape = (constants.first_digit + digits, count, self.degree)
+            for key in (key_b, key_a):
+                if key.shape[0] < shape[0] or key.shape[1:] != shape[1:]:
+                    raise BackendError(f"a key of shape {key.shape} was given, {shape} is needed")
+            first = constants.first_digit + np.arange(digits, dtype=np.int64)
+            return first[:, None] * count + limbs
+        held = prod(key_b.shape[:-1])
+        if (
+            key_a.shape != key_b.shape
+            or key_b.shape[-1] != self.degree
+            or rows.shape != (digits, len(limbs))
+            or rows.min() < 0
+            or rows.max() >= held
+        ):
+            raise BackendError(
+                f"rows {rows.shape} up to {rows.max(initial=-1)} of keys of shapes {key_b.shape} "
+                f"and {key_a.shape} were given; [{digits}, {len(limbs)}] existing rows are needed"
+            )
+        return np.ascontiguousarray(rows, np.int64)
 
     @staticmethod
     def _check_addend(x: Array, addend: Array | None) -> None:
@@ -604,7 +706,9 @@ class NumbaRing:
 
     # -- matrix products --------------------------------------------------------------------
 
-    def gemm(self, x: Array, weights: Array, limbs: Limbs) -> Array:
+    def gemm(
+        self, x: Array, weights: Array, limbs: Limbs, accumulate: Array | None = None
+    ) -> Array:
         """See `Ring.gemm`."""
         index = self._limbs(x, limbs)
         if weights.ndim != 4 or weights.shape[0] != len(index) or weights.shape[3] != x.shape[0]:
@@ -616,8 +720,54 @@ class NumbaRing:
             raise BackendError(
                 f"{weights.shape[1]} runs of {self.degree} points are shorter than {gemm.MIN_RUN}"
             )
-        out = self.empty((weights.shape[2], *x.shape[1:]))
-        polys = prod(x.shape[1:-2])
-        q = (self._q[index], self._q_inv[index])
-        _call(gemm.gemm, _flat(out), _flat(x), weights, polys, *q, self.degree)
+        shape = (weights.shape[2], *x.shape[1:])
+        out = self.empty(shape) if accumulate is None else accumulate
+        if out.shape != shape:
+            raise BackendError(
+                f"an array of shape {out.shape} was given to add products of shape {shape} to"
+            )
+        flat_x, (step_x,) = _leading(x, 1)
+        flat_weights, steps = _leading(weights, 4)
+        _call(
+            gemm.gemm,
+            _flat_out(out),
+            flat_x,
+            step_x,
+            flat_weights,
+            weights.shape,
+            steps,
+            prod(x.shape[1:-2]),
+            accumulate is not None,
+            self._q[index],
+            self._q_inv[index],
+            self.degree,
+        )
+        return out
+
+    def encode_weights(self, coefficients: NDArray[np.int64], limbs: Limbs) -> Array:
+        """See `Ring.encode_weights`."""
+        index = np.asarray(limbs, np.int64)
+        runs = coefficients.shape[0] if coefficients.ndim else 0
+        if coefficients.dtype != np.int64 or runs < 1 or runs & (runs - 1):
+            raise BackendError(
+                f"coefficients {coefficients.dtype}{list(coefficients.shape)} were given; int64 "
+                "with a power of two as first axis is needed"
+            )
+        if 16 * runs > self.degree:
+            raise BackendError(f"{runs} runs of {self.degree} points are shorter than 16")
+        out = self.empty((len(index), *coefficients.shape))
+        _call(
+            subring.encode_runs,
+            _flat(out),
+            _flat(coefficients.view(np.uint64)),
+            runs,
+            prod(coefficients.shape[1:]),
+            index,
+            self._tables,
+            self._q,
+            self._one[1][index],
+            self._r32[0][index],
+            self._r32[1][index],
+            self._r2[index],
+        )
         return out

@@ -1,0 +1,289 @@
+"""Expanded evaluation keys in a directory that the processes of a host map into memory.
+
+Worker processes that open one directory share its pages: keys are held once per host, and are read
+from disk when they are used. Both halves of every key are there, so opening makes nothing. It is
+working storage for one machine; to keep or send keys use `serialization`, which writes half as much
+and checks every residue on the way in.
+
+``index.json`` names the keys in order. ``keys.bin`` holds for each of them b and a, raw
+little-endian ``uint32[digit, prime, N]``, each at a multiple of `ALIGNMENT` bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from reprlib import repr as shorten
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ckks.files import PRIVATE, sync_directory
+from aegis_dask.ckks.header import check_keys, read_galois_element, read_integer, read_seeds
+from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys
+from aegis_dask.ckks.parameters import Parameters, check_same
+from aegis_dask.errors import IncompatibleError, IntegrityError, SerializationError
+
+ALIGNMENT = 4096
+"""A page of memory."""
+INDEX, DATA = "index.json", "keys.bin"
+
+_FORMAT, _VERSION = "aegis-dask expanded keys", 1
+_MAX_INDEX = 16 << 20
+_DTYPE = np.dtype("<u4")
+_INDEX_KEYS = {"format", "version", "parameters", "fingerprint", "keys"}
+_KEY_KEYS = {"element", "level", "seed", "sha256"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A key of the index, checked; `element` is None for the relinearisation key."""
+
+    element: int | None
+    level: int
+    seed: bytes
+    sha256: tuple[str, str]
+
+    def shape(self, params: Parameters) -> tuple[int, int, int]:
+        digits, limbs = params.key_digits(self.level), params.key_limbs(self.level)
+        return len(digits), len(limbs), params.ring_degree
+
+    def __str__(self) -> str:
+        kind = "relinearisation key" if self.element is None else f"Galois key {self.element}"
+        return f"the {kind}"
+
+
+# -- writing --------------------------------------------------------------------------------
+
+
+def save_expanded(keys: EvaluationKeys, directory: str | os.PathLike[str]) -> None:
+    """Write both halves of all keys to a new directory, completely or not at all.
+
+    The directory and its files are for their owner only. Halves that have not been expanded yet are
+    made one at a time and are not kept in `keys`.
+
+    Parameters
+    ----------
+    keys
+        Evaluation keys, of any levels.
+    directory
+        Where to write; it must not exist.
+
+    Raises
+    ------
+    SerializationError
+        If the directory exists, also when another process was faster.
+    OSError
+        If it cannot be written; nothing is left behind.
+    """
+    target = Path(directory)
+    _refuse_existing(target)
+    temporary = target.parent / f".{secrets.token_hex(8)}.aegis.tmp"
+    temporary.mkdir(mode=0o700)
+    try:
+        with _create(temporary / DATA) as file:
+            entries = [_write_key(file, *item) for item in _ordered(keys)]
+            _finish(file)
+        index = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "parameters": keys.params.name,
+            "fingerprint": keys.params.fingerprint,
+            "keys": entries,
+        }
+        with _create(temporary / INDEX) as file:
+            file.write(json.dumps(index, indent=1).encode())
+            _finish(file)
+        _sync(temporary)
+        _refuse_existing(target)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            _refuse_existing(target)  # another process has made it since
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone if all went well
+    _sync(target.parent)
+
+
+def _ordered(keys: EvaluationKeys) -> Iterator[tuple[int | None, EvaluationKey]]:
+    every: list[tuple[int | None, EvaluationKey]] = [*sorted(keys.galois.items())]
+    if keys.relinearisation is not None:
+        every.insert(0, (None, keys.relinearisation))
+    for element, key in every:
+        check_same(keys, key)
+        yield element, key
+
+
+def _write_key(file: BinaryIO, element: int | None, key: EvaluationKey) -> dict[str, Any]:
+    # What has been expanded is there already; otherwise it is not to stay in memory.
+    half = vars(key)["a"] if "a" in vars(key) else key.expand()
+    digests = []
+    for data in (key.b, half):
+        array = np.ascontiguousarray(key.params.ring.to_host(data), _DTYPE)
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        piece = array.data.cast("B")
+        file.write(piece)
+        digests.append(hashlib.sha256(piece).hexdigest())
+    return {"element": element, "level": key.level, "seed": key.seed.hex(), "sha256": digests}
+
+
+def _create(path: Path) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, PRIVATE), "wb")
+
+
+def _finish(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with suppress(OSError):  # not every file system can synchronise a directory
+        sync_directory(path)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise SerializationError(
+            f"{path} exists; open it with open_expanded, or remove it or choose another name"
+        )
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def open_expanded(
+    directory: str | os.PathLike[str], params: Parameters, *, verify: bool = False
+) -> EvaluationKeys:
+    """Map the keys that `save_expanded` wrote, read-only.
+
+    Parameters
+    ----------
+    directory
+        The directory. It may be removed while keys are mapped, but not changed.
+    params
+        The parameters that the keys must belong to.
+    verify
+        Read everything and compare checksums. Without it sizes are checked, residues are not: open
+        what your own processes have written.
+
+    Returns
+    -------
+    EvaluationKeys
+        Keys whose halves are `numpy.memmap`.
+
+    Raises
+    ------
+    SerializationError
+        If the directory does not hold such keys, or is of another version.
+    IntegrityError
+        If the data are damaged or incomplete.
+    IncompatibleError
+        If they belong to other parameters.
+    OSError
+        If they cannot be read.
+    """
+    path = Path(directory)
+    entries = _read_index(path / INDEX, params)
+    places, total = _layout([e.shape(params) for e in entries])
+    size = (path / DATA).stat().st_size
+    if size != total:
+        raise IntegrityError(
+            f"{path / DATA} has {size} bytes, its index describes {total}; write the keys again"
+        )
+    keys: dict[int | None, EvaluationKey] = {}
+    # A map of nothing is impossible; an empty set has no file to map.
+    words = np.memmap(path / DATA, _DTYPE, "r") if entries else np.empty(0, _DTYPE)
+    for entry, (b, a) in zip(entries, zip(places[::2], places[1::2], strict=True), strict=True):
+        shape = entry.shape(params)
+        halves = [words[at // 4 : at // 4 + prod(shape)].reshape(shape) for at in (b, a)]
+        if verify:
+            _verify(path / DATA, entry, halves)
+        key = EvaluationKey(params, params.ring.from_host(halves[0]), entry.seed, entry.level)
+        vars(key)["a"] = params.ring.from_host(halves[1])  # where cached_property keeps it
+        keys[entry.element] = key
+    galois = {element: key for element, key in keys.items() if element is not None}
+    return EvaluationKeys(params, keys.get(None), galois)
+
+
+def _layout(shapes: list[tuple[int, int, int]]) -> tuple[list[int], int]:
+    """Return where each half begins, and the size of the file."""
+    places, end = [], 0
+    for shape in shapes:
+        for _ in "ba":
+            places.append(end + -end % ALIGNMENT)
+            end = places[-1] + _DTYPE.itemsize * prod(shape)
+    return places, end
+
+
+def _verify(path: Path, entry: _Entry, halves: list[NDArray[np.uint32]]) -> None:
+    for name, half, expected in zip("ba", halves, entry.sha256, strict=True):
+        found = hashlib.sha256(half.data.cast("B")).hexdigest()
+        if found != expected:
+            raise IntegrityError(
+                f"half {name} of {entry} in {path} is damaged: its SHA-256 is {found}, the index "
+                f"says {expected}; write the keys again"
+            )
+
+
+def _read_index(path: Path, params: Parameters) -> list[_Entry]:
+    with open(path, "rb") as file:
+        text = file.read(_MAX_INDEX + 1)
+    try:
+        index = json.loads(text) if len(text) <= _MAX_INDEX else None
+    except (ValueError, RecursionError) as e:
+        raise SerializationError(f"{path} is not JSON: {e}") from None
+    if not isinstance(index, dict) or index.get("format") != _FORMAT:
+        raise SerializationError(f"{path} is no index of expanded keys")
+    if index.get("version") != _VERSION:
+        raise SerializationError(
+            f"{path} is of version {shorten(index.get('version'))}, this library reads version "
+            f"{_VERSION}; write the keys again"
+        )
+    check_keys(f"{path}", index, _INDEX_KEYS)
+    if index["fingerprint"] != params.fingerprint:
+        raise IncompatibleError(
+            f"{path} holds keys of parameters {shorten(index['parameters'])} with fingerprint "
+            f"{shorten(index['fingerprint'])}, {params!r} was expected with {params.fingerprint}"
+        )
+    if not isinstance(index["keys"], list):
+        raise SerializationError(f"the keys in {path} are {shorten(index['keys'])}, not a list")
+    entries = [_read_entry(entry, params) for entry in index["keys"]]
+    order = [-1 if e.element is None else e.element for e in entries]
+    if any(a >= b for a, b in pairwise(order)):
+        raise SerializationError(f"{path} names keys twice or not in order")
+    return entries
+
+
+def _read_entry(entry: Any, params: Parameters) -> _Entry:
+    if not isinstance(entry, dict):
+        raise SerializationError(f"a key of the index is {shorten(entry)}, not an object")
+    check_keys("a key of the index", entry, _KEY_KEYS)
+    element, digests = entry["element"], entry["sha256"]
+    if element is not None:
+        element = read_galois_element(str(element), params.ring_degree)
+    if (
+        not isinstance(digests, list)
+        or len(digests) != 2
+        or not all(isinstance(d, str) and _SHA256.fullmatch(d) for d in digests)
+    ):
+        raise SerializationError(f"the SHA-256 of a key are {shorten(digests)}; two are needed")
+    return _Entry(
+        element,
+        read_integer("the level of a key", entry["level"], 0, params.max_level),
+        read_seeds("a key", entry["seed"], 1),
+        (digests[0], digests[1]),
+    )
