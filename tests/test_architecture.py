@@ -19,11 +19,12 @@ LAYERS = (
     ("config",),
     ("ring",),
     ("ckks",),
-    ("circuits",),
     ("program",),
+    ("circuits",),
     ("placement",),
     ("runtime",),
-    ("service", "models", "dashboard"),
+    ("models",),
+    ("service", "dashboard"),
     ("__init__",),  # the public API: what users import, so nothing below may
     ("demo",),
     ("cli",),
@@ -31,7 +32,13 @@ LAYERS = (
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 
 # Third-party package -> the lowest part that may import it.
-LOWEST_USER = {"dask": "runtime", "distributed": "runtime", "rich": "demo", "typer": "demo"}
+LOWEST_USER = {
+    "dask": "runtime",
+    "distributed": "runtime",
+    "bokeh": "runtime",
+    "rich": "runtime",
+    "typer": "demo",
+}
 
 
 def imported_modules(path: Path, module: str) -> Iterator[tuple[int, str]]:

@@ -1,0 +1,1 @@
+"""Encrypted building blocks of transformers: packing, linear layers, attention, normalisation."""

@@ -1,0 +1,1 @@
+"""Models: checkpoints, tokenised text, and the plaintext reference they are checked against."""

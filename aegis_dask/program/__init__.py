@@ -1,0 +1,1 @@
+"""Programs on encrypted tensors: captured once, then run encrypted, simulated or symbolically."""

@@ -1,0 +1,1 @@
+"""Running programs on Dask: cutting into tasks, placing, executing, measuring."""

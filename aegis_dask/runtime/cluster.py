@@ -1,0 +1,272 @@
+"""Clusters: one on this machine, or one that is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import dask.config
+from distributed import Client, LocalCluster, Worker, system
+from distributed.comm import connect as open_comm
+from distributed.core import send_recv
+
+from aegis_dask._version import __version__
+from aegis_dask.errors import ClusterError
+from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
+
+PACKAGES = ("dask", "distributed", "numpy")
+"""Packages that must be the same everywhere."""
+
+LOCAL_CONFIG = {
+    # It deletes copies of data that we have placed.
+    "distributed.scheduler.active-memory-manager.start": False,
+    # A task whose worker is gone fails, instead of waiting for ever.
+    "distributed.scheduler.no-workers-timeout": "30s",
+    "distributed.scheduler.allowed-failures": 0,
+    # A paused worker waits for memory that no other would free. It is ended at 95 % instead.
+    "distributed.worker.memory.pause": False,
+}
+QUIET = ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+
+
+class _LoopbackWorker(Worker):
+    """A worker that is a thread; Dask would serve its status on all interfaces."""
+
+    def start_http_server(
+        self,
+        routes: Any,
+        dashboard_address: Any,
+        default_port: int = 0,
+        ssl_options: Any = None,
+    ) -> None:
+        address = dashboard_address or "127.0.0.1:0"
+        super().start_http_server(routes, address, default_port, ssl_options)
+
+
+def start_local(
+    workers: int,
+    processes: bool,
+    dashboard: bool | int,
+    memory_limit: str | float | None,
+    protocol: str | None,
+    stack: ExitStack,
+) -> Client:
+    """Start workers on this machine, which listens on the loopback interface only.
+
+    Parameters
+    ----------
+    workers
+        Number of workers, one thread of Dask's each.
+    processes
+        Make them processes, or threads of this one.
+    dashboard
+        Serve the dashboard, at a free port or the one given.
+    memory_limit
+        Of each worker: bytes or text such as ``"4GB"``; None for an equal share of the memory.
+    protocol
+        ``"tcp://"`` for connections even between threads.
+    stack
+        Closes cluster and client.
+    """
+    if workers < 1:
+        raise ClusterError(f"{workers} workers were asked for; one or more are needed")
+    port = 0 if dashboard is True else int(dashboard)
+    options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
+    config = {**LOCAL_CONFIG, "distributed.worker.profile.enabled": dashboard is not False}
+    with dask.config.set(config):
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=processes,
+            host="127.0.0.1" if processes or protocol else None,
+            scheduler_port=0,
+            dashboard_address=f"127.0.0.1:{port}",
+            scheduler_kwargs={"dashboard": dashboard is not False},
+            worker_dashboard_address=None,
+            worker_class=None if processes else _LoopbackWorker,
+            memory_limit=system.MEMORY_LIMIT // workers if memory_limit is None else memory_limit,
+            silence_logs=logging.CRITICAL,
+            **options,
+        )
+        stack.callback(cluster.close)
+        client = Client(cluster, set_as_default=False)
+        stack.callback(client.close)
+        return client
+
+
+def allow_for_maps(client: Client, size: int) -> None:
+    """Raise the memory limits of the worker processes of a local cluster by what they map.
+
+    Dask takes maps of files for memory of each process, though all share it.
+    """
+    for nanny in client.cluster.workers.values():
+        manager = getattr(nanny, "memory_manager", None)
+        if manager is None or not manager.memory_limit:
+            continue
+        if not hasattr(manager, "own_limit"):
+            manager.own_limit = manager.memory_limit
+        manager.memory_limit = min(manager.own_limit + size, system.MEMORY_LIMIT)
+        client.run(_set_memory_limit, manager.memory_limit, workers=[nanny.worker_address])
+
+
+def _set_memory_limit(limit: int, dask_worker: Any) -> None:
+    dask_worker.memory_manager.memory_limit = limit
+
+
+def connect(address: str, timeout: float, security: Any, stack: ExitStack) -> Client:
+    """Connect to a scheduler.
+
+    Raises
+    ------
+    ClusterError
+        If there is none, or something else listens.
+    """
+    url = urlsplit(address if "://" in address else f"tcp://{address}")
+    if not url.hostname or url.port is None:
+        raise ClusterError(
+            f"{address!r} is no address of a scheduler; give one such as tcp://10.0.0.5:8786"
+        )
+    try:
+        socket.create_connection((url.hostname, url.port), timeout).close()
+    except OSError as e:
+        raise ClusterError(
+            f"no scheduler answers at {address} ({e}); start one with 'dask scheduler', and check "
+            "address, port and firewall"
+        ) from e
+    try:
+        # A client of Dask's would wait for minutes for a server that accepts and says nothing.
+        with ThreadPoolExecutor(1) as thread:
+            kind = thread.submit(asyncio.run, _identify(address, timeout, security)).result()
+        if kind != "Scheduler":
+            raise OSError(f"it is a {kind}")
+        with warnings.catch_warnings():  # versions are checked later, and named
+            warnings.simplefilter("ignore")
+            client = Client(
+                address, timeout=timeout, security=security, set_as_default=False, name="aegis"
+            )
+    except (OSError, ValueError, TypeError, ImportError, TimeoutError, EOFError) as e:
+        raise ClusterError(
+            f"what listens at {address} does not answer as a Dask scheduler within {timeout:g} s "
+            f"({type(e).__name__}: {e}); check the address, and that client and scheduler use the "
+            "same protocol and the same TLS settings"
+        ) from e
+    stack.callback(_close, client)
+    return client
+
+
+async def _identify(address: str, timeout: float, security: Any) -> str:
+    """Return what a server of Dask says that it is."""
+
+    async def ask() -> str:
+        arguments = {} if security is None else security.get_connection_args("client")
+        comm = await open_comm(address, timeout=timeout, **arguments)
+        try:
+            reply = await send_recv(comm, op="identity")
+            return str(reply.get("type"))
+        finally:
+            comm.abort()
+
+    return await asyncio.wait_for(ask(), timeout)
+
+
+def _close(client: Client) -> None:
+    with suppress(Exception):
+        client.close(timeout=2)
+
+
+def check_software(client: Client) -> None:
+    """Check that scheduler and workers have our packages, in our versions.
+
+    Raises
+    ------
+    ClusterError
+        If one has not; it says which.
+    """
+    versions: Any = client.get_versions(packages=list(PACKAGES))
+    everyone = {"the scheduler": versions["scheduler"]}
+    everyone |= {f"worker {a}": v for a, v in sorted(versions["workers"].items())}
+    ours = versions["client"]
+    for who, theirs in everyone.items():
+        # First: functions, such as the probe below, cannot be sent to another version.
+        python = [_minor(dict(v["host"])["python"]) for v in (theirs, ours)]
+        _check_version(who, "Python", *python)
+        for package in PACKAGES:
+            _check_version(who, package, *(v["packages"].get(package) for v in (theirs, ours)))
+    probe = _make_probe()
+    _check_version("the scheduler", "aegis_dask", client.run_on_scheduler(probe), __version__)
+    for address, found in sorted(client.run(probe).items()):
+        _check_version(f"worker {address}", "aegis_dask", found, __version__)
+
+
+def _make_probe() -> Callable[[], str | None]:
+    def probe() -> str | None:  # sent as code: it must run where the package is missing
+        try:
+            from aegis_dask import runtime
+            from aegis_dask._version import __version__ as version
+        except ImportError:
+            return None
+        return version if runtime else None
+
+    return probe
+
+
+def _check_version(who: str, package: str, found: str | None, ours: str | None) -> None:
+    if found is None:
+        raise ClusterError(
+            f"{who} cannot import {package}; install {package}{'' if ours is None else ' ' + ours} "
+            "in its environment and start it again"
+        )
+    if found != ours:
+        raise ClusterError(
+            f"{who} has {package} {found}, the client has {ours}; install one version everywhere"
+        )
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def wait_for_workers(client: Client, count: int, timeout: float) -> dict[str, dict[str, Any]]:
+    """Return address -> information of the workers there are, once there are enough.
+
+    Raises
+    ------
+    ClusterError
+        If fewer than `count` have joined after `timeout` seconds.
+    """
+    with suppress(TimeoutError):
+        client.wait_for_workers(count, timeout=timeout)
+    found: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    if len(found) < count:
+        there = ", ".join(sorted(found)) or "none"
+        raise ClusterError(
+            f"{len(found)} of {count} workers have joined within {timeout:g} s (there: {there}); "
+            "start more with 'dask worker', ask for fewer, or wait longer (timeout)"
+        )
+    return found
+
+
+def in_order(workers: dict[str, dict[str, Any]]) -> list[str]:
+    """Return addresses by the workers' names, numbers by size."""
+
+    def rank(address: str) -> tuple[Any, ...]:
+        name = str(workers[address].get("name", address))
+        return (0, int(name), "") if name.isdigit() else (1, 0, name)
+
+    return sorted(workers, key=rank)

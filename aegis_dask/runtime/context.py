@@ -1,0 +1,154 @@
+"""What every worker holds: parameters, evaluation keys and weights, in files that it maps.
+
+The workers of a host map the same files, so keys and weights are in memory once. A secret key is
+never among them.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ckks.evaluator import Evaluator
+from aegis_dask.ckks.keys import EvaluationKeys
+from aegis_dask.ckks.mapped import open_expanded, save_expanded
+from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
+from aegis_dask.errors import ClusterError, InsecureParametersWarning, MissingKeyError
+from aegis_dask.program.encrypted import Encrypted
+from aegis_dask.program.simulated import Simulated
+
+InterpreterFactory = Callable[["Context"], Any]
+"""Makes an interpreter on a worker; it is pickled, and called once for each run."""
+
+SHARED: dict[str, Context] = {}
+"""Contexts of this process by identifier: workers that are its threads share them."""
+
+
+class Weights(Mapping[str, NDArray[Any]]):
+    """Arrays in ``.npy`` files, mapped when they are used."""
+
+    def __init__(self, directory: Path, files: Mapping[str, str]) -> None:
+        self.directory, self.files = directory, dict(files)
+        self._open: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._open:
+            path = self.directory / self.files[name]
+            self._open[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@dataclass
+class Context:
+    """Parameters, evaluation keys and weights.
+
+    Attributes
+    ----------
+    params, keys
+        None where nothing is encrypted.
+    store
+        Weights by name.
+    """
+
+    params: Parameters | None = None
+    keys: EvaluationKeys | None = None
+    store: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    _encrypted: Encrypted | None = field(default=None, init=False)
+
+    def interpreter(self, kind: str | InterpreterFactory) -> Any:
+        """Return an interpreter.
+
+        Parameters
+        ----------
+        kind
+            ``"encrypted"``, ``"simulated"``, or a function that makes one from a context.
+
+        Raises
+        ------
+        ClusterError
+            If there is no such interpreter, or it needs parameters that the context lacks.
+        """
+        if not isinstance(kind, str):
+            return kind(self)
+        if kind == "simulated":
+            return Simulated()
+        if kind != "encrypted":
+            raise ClusterError(
+                f"there is no interpreter {kind!r}; give 'encrypted', 'simulated' or a function "
+                "that makes one from a Context"
+            )
+        if self.params is None:
+            raise ClusterError(
+                "an encrypted run needs parameters and evaluation keys; give them to "
+                "Executor.prepare first"
+            )
+        if self._encrypted is None:
+            keys = self.keys or EvaluationKeys(self.params)
+            self._encrypted = Encrypted(Evaluator(self.params, keys))
+        return self._encrypted
+
+
+def warm_up(context: Context) -> None:
+    """Load, or compile, the kernels that every program uses, before the first task is timed."""
+    params, keys = context.params, context.keys
+    if params is None or keys is None or params.max_level < 1:
+        return
+    evaluator = context.interpreter("encrypted").evaluator
+    shape = (1, 2, len(params.limbs(1)), params.ring_degree)
+    x = Ciphertext(params, np.zeros(shape, np.uint32), 1, params.scales[1])
+    evaluator.add(x, x)
+    with suppress(MissingKeyError):
+        evaluator.multiply(x, x)
+    for step in sorted(keys.steps)[:1]:
+        with suppress(MissingKeyError):
+            evaluator.rotate(x, step)
+
+
+def write_context(context: Context, directory: Path) -> None:
+    """Write a context into an empty directory."""
+    directory.mkdir(mode=0o700)
+    index: dict[str, Any] = {"params": None, "keys": False, "weights": {}}
+    if context.params is not None:
+        index["params"] = asdict(context.params.literal)
+    if context.keys is not None:
+        save_expanded(context.keys, directory / "keys")
+        index["keys"] = True
+    for i, (name, array) in enumerate(context.store.items()):
+        file = f"weight-{i:05d}.npy"
+        np.save(directory / file, np.ascontiguousarray(array), allow_pickle=False)
+        index["weights"][name] = file
+    (directory / "index.json").write_text(json.dumps(index))
+
+
+def read_context(directory: Path) -> Context:
+    """Return the context in a directory, its large arrays as maps of the files."""
+    index = json.loads((directory / "index.json").read_text())
+    params = keys = None
+    if index["params"] is not None:
+        fields = {**index["params"], "level_bits": tuple(index["params"]["level_bits"])}
+        with warnings.catch_warnings():  # the client has been warned
+            warnings.simplefilter("ignore", InsecureParametersWarning)
+            params = Parameters.from_literal(ParametersLiteral(**fields))
+    if index["keys"] and params is not None:
+        keys = open_expanded(directory / "keys", params)
+    return Context(params, keys, Weights(directory, index["weights"]))
+
+
+def files_of(directory: Path) -> list[Path]:
+    """Return all files under a directory, relative to it."""
+    return sorted(p.relative_to(directory) for p in directory.rglob("*") if p.is_file())

@@ -1,0 +1,495 @@
+"""The executor: runs programs on a Dask cluster."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+from distributed import Client
+from numpy.typing import NDArray
+
+from aegis_dask.ckks.keys import EvaluationKeys
+from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
+from aegis_dask.program.graph import Program
+from aegis_dask.program.symbolic import Analysis, analyse
+from aegis_dask.runtime import cluster, plugin
+from aegis_dask.runtime import context as contexts
+from aegis_dask.runtime.context import Context, InterpreterFactory
+from aegis_dask.runtime.cut import LEAST_SECONDS, TARGET_SECONDS, split
+from aegis_dask.runtime.hosts import Hosts
+from aegis_dask.runtime.lowering import Plan, lower
+from aegis_dask.runtime.measure import WorkerReport
+from aegis_dask.runtime.place import Strategy, contiguous
+from aegis_dask.runtime.progress import ProgressCallback
+from aegis_dask.runtime.result import (
+    Result,
+    WorkerSummary,
+    make_timeline,
+    measure_scheduling,
+    sum_operations,
+    sum_stages,
+)
+from aegis_dask.runtime.session import Session
+from aegis_dask.runtime.transfers import count_transfers
+from aegis_dask.runtime.values import join_rows
+from aegis_dask.runtime.worker import PLUGIN, RunSpec
+
+JOIN_SECONDS = 30.0
+"""How long a run waits for workers that are being restarted."""
+UNKNOWN_STAGE_SECONDS = 0.1
+"""Assumed work of a stage where nothing is known of it."""
+
+
+class Executor:
+    """Runs programs on the workers of a Dask cluster.
+
+    Make one with `Executor.local` or `Executor.connect`, and use it in a ``with`` block.
+
+    Examples
+    --------
+    >>> with Executor.local(workers=2) as executor:                       # doctest: +SKIP
+    ...     executor.prepare(params, evaluation_keys, weights)
+    ...     result = executor.run(program, {"x": encrypted})
+    ...     result.outputs["y"]
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        workers: int,
+        threads: int | None,
+        stack: ExitStack,
+        *,
+        in_process: bool = False,
+        has_dashboard: bool = True,
+        directory: Path | None = None,
+        ship: bool = False,
+        join_seconds: float = JOIN_SECONDS,
+    ) -> None:
+        self.client, self.workers, self.threads = client, workers, threads
+        self.join_seconds = join_seconds
+        self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
+        self._context = Context()
+        self._name = ""
+        self._opened: set[str] = set()  # workers that have the context
+        self._addresses: list[str] = []
+        self._hosts = Hosts(client, directory, ship)
+        stack.callback(self._hosts.close)
+        is_local = client.cluster is not None and not in_process
+        client.register_plugin(plugin.AegisPlugin(is_local), name=PLUGIN)
+        self.prepare()
+
+    # -- opening and closing -----------------------------------------------------------------
+
+    @classmethod
+    def local(
+        cls,
+        workers: int = 2,
+        threads_per_worker: int | None = None,
+        *,
+        processes: bool = True,
+        dashboard: bool | int = False,
+        memory_limit: str | float | None = None,
+        protocol: str | None = None,
+        directory: Path | None = None,
+    ) -> Executor:
+        """Start workers on this machine. They and the dashboard listen on loopback only.
+
+        With processes, call it under ``if __name__ == "__main__"``: Python starts them by importing
+        the main module.
+
+        Parameters
+        ----------
+        workers
+            Number of workers; each runs one task at a time.
+        threads_per_worker
+            Threads of the kernels in each; by default the cores are divided among them.
+        processes
+            Make workers processes, or threads of this one.
+        dashboard
+            Serve Dask's dashboard, at a free port or the one given.
+        memory_limit
+            Of each worker, bytes or such as ``"4GB"``, beside keys and weights, which workers
+            share. One that exceeds it is restarted, and the run fails. By default an equal share of
+            the memory of the machine.
+        protocol
+            ``"tcp://"`` for connections even between threads.
+        directory
+            Where to keep the files of keys and weights; by default with temporary files.
+        """
+        threads = threads_per_worker or max(1, cluster.cores() // max(1, workers))
+        with ExitStack() as stack:
+            client = cluster.start_local(
+                workers, processes, dashboard, memory_limit, protocol, stack
+            )
+            executor = cls(
+                client,
+                workers,
+                threads,
+                stack,
+                in_process=not processes,
+                has_dashboard=dashboard is not False,
+                directory=directory,
+            )
+            executor._stack = stack.pop_all()
+        return executor
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        workers: int | None = None,
+        *,
+        timeout: float = 10.0,
+        threads_per_worker: int | None = None,
+        security: Any = None,
+        directory: Path | None = None,
+        ship: bool = False,
+    ) -> Executor:
+        """Use a scheduler that is there, and its workers.
+
+        Parameters
+        ----------
+        address
+            Of the scheduler, for example ``tcp://10.0.0.5:8786``.
+        workers
+            How many workers to wait for; by default those that have joined, one at least.
+        timeout
+            Seconds to wait, for the scheduler and for workers.
+        threads_per_worker
+            Threads of the kernels in each; by default as many as Dask's of the worker.
+        security
+            `distributed.Security` for TLS.
+        directory
+            Where to keep the files of keys and weights on this host.
+        ship
+            Send files to the workers' host even if it is this one.
+
+        Raises
+        ------
+        ClusterError
+            If there is no scheduler, workers are missing, or a package or its version differs.
+        """
+        with ExitStack() as stack:
+            client = cluster.connect(address, timeout, security, stack)
+            found = cluster.wait_for_workers(client, workers or 1, timeout)
+            cluster.check_software(client)
+            threads = threads_per_worker or min(int(w["nthreads"]) for w in found.values())
+            executor = cls(
+                client, workers or len(found), threads, stack, directory=directory, ship=ship
+            )
+            executor._stack = stack.pop_all()
+        return executor
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete files and close the connection, and the cluster if it is our own."""
+        contexts.SHARED.pop(self._name, None)
+        if self._name:
+            with suppress(Exception):  # workers may be gone
+                self.client.run(plugin.close_context, self._name, on_error="ignore")
+            self._name = ""
+        self._stack.close()
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of Dask's dashboard, or ""."""
+        if self._has_dashboard:
+            with suppress(Exception):  # the scheduler may be gone, or have none
+                return str(self.client.dashboard_link)
+        return ""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of worker 0, 1, ... of the next run, if all stay."""
+        return list(self._addresses)
+
+    # -- context -----------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        params: Parameters | None = None,
+        keys: EvaluationKeys | None = None,
+        store: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Give the workers what they need, once for any number of runs.
+
+        Parameters
+        ----------
+        params
+            Parameters, unless nothing is encrypted.
+        keys
+            Evaluation keys. The secret key stays here.
+        store
+            Weights by name.
+
+        Raises
+        ------
+        ClusterError
+            If workers are missing, or files cannot be brought to them.
+        """
+        if keys is not None and params is None:
+            params = keys.params
+        old, self._name = self._name, uuid.uuid4().hex[:12]
+        self._context = Context(params, keys, dict(store or {}))
+        self._opened = set()
+        if self._in_process:
+            contexts.SHARED[self._name] = self._context
+            contexts.SHARED.pop(old, None)
+        else:
+            directory = self._hosts.root / self._name
+            contexts.write_context(self._context, directory)
+            files = contexts.files_of(directory)
+            for file in files:
+                self._hosts.publish(Path(self._name) / file)
+            if self.client.cluster is not None:
+                size = sum((directory / file).stat().st_size for file in files)
+                cluster.allow_for_maps(self.client, size)
+        if old:
+            self.client.run(plugin.close_context, old, on_error="ignore")
+            if not self._in_process and (self._hosts.root / old).is_dir():
+                for file in contexts.files_of(self._hosts.root / old):
+                    self._hosts.withdraw(Path(old) / file)
+        self._ready()
+
+    def _ready(self) -> dict[str, str]:
+        """Wait for all workers, and open the context where it is not; return their directories."""
+        found = cluster.wait_for_workers(self.client, self.workers, self.join_seconds)
+        # Workers that have it first: one that joined late is taken if another is gone.
+        ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
+        chosen = set(ordered[: self.workers])
+        self._addresses = [a for a in cluster.in_order(found) if a in chosen]
+        where = self._hosts.sync(self._addresses)
+        opening = [
+            self.client.submit(
+                plugin.open_context,
+                self._name,
+                str(Path(where[a]) / self._name),
+                workers=[a],
+                pure=False,
+                key=f"open-context-{uuid.uuid4().hex}",
+            )
+            for a in self._addresses
+            if a not in self._opened
+        ]
+        try:
+            self.client.gather(opening)
+        except AegisError:
+            raise
+        except Exception as e:
+            raise ClusterError(f"a worker cannot open keys and weights: {e}") from e
+        self._opened |= set(self._addresses)
+        return where
+
+    # -- runs --------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        program: Program,
+        *,
+        place: Strategy = contiguous,
+        stage_work: list[float] | None = None,
+        target_seconds: float = TARGET_SECONDS,
+        least_seconds: float = LEAST_SECONDS,
+        top_level: int | None = None,
+        interpreter: str | InterpreterFactory = "encrypted",
+    ) -> Plan:
+        """Return the tasks of a program on these workers (see `run`)."""
+        sizes = [1] * len(program.nodes)
+        analysis = self._analyse(program, top_level, interpreter)
+        if analysis is not None:
+            sizes = analysis.node_bytes
+            if stage_work is None:
+                stage_work = [s / (self.threads or 1) for s in analysis.stage_work]
+        if stage_work is None:
+            stage_work = [UNKNOWN_STAGE_SECONDS] * len(program.stages)
+        units = split(program, self.workers, stage_work, target_seconds, least_seconds)
+        owners = place(program, units, self.workers, sizes)
+        if len(owners) != len(units) or not all(0 <= w < self.workers for w in owners):
+            raise ClusterError(
+                f"the placement gave {len(owners)} workers for {len(units)} units, from "
+                f"{min(owners, default=0)} to {max(owners, default=0)}; it must give one of 0 to "
+                f"{self.workers - 1} for each"
+            )
+        return lower(program, units, owners, self.workers)
+
+    def _analyse(
+        self, program: Program, top_level: int | None, interpreter: str | InterpreterFactory
+    ) -> Analysis | None:
+        params = self._context.params
+        if params is None or program.slots != params.slots:
+            return None
+        try:
+            return analyse(program, params, top_level)
+        except LevelError:
+            if interpreter == "encrypted":
+                raise
+            return None  # other interpreters need no levels
+
+    def run(
+        self,
+        program: Program,
+        inputs: Mapping[str, Any],
+        *,
+        interpreter: str | InterpreterFactory = "encrypted",
+        progress: ProgressCallback | None = None,
+        place: Strategy = contiguous,
+        stage_work: list[float] | None = None,
+        target_seconds: float = TARGET_SECONDS,
+        least_seconds: float = LEAST_SECONDS,
+        top_level: int | None = None,
+    ) -> Result:
+        """Run a program.
+
+        The residues of the outputs depend neither on the number of workers nor on the way in which
+        the program is cut.
+
+        Parameters
+        ----------
+        program
+            The program.
+        inputs
+            Values by name.
+        interpreter
+            ``"encrypted"``, ``"simulated"``, or a function that makes one from a `Context` on each
+            worker.
+        progress
+            Called with the `Progress` now and then.
+        place
+            Strategy that chooses the worker of each unit.
+        stage_work
+            Estimated seconds of every stage; by default from `program.symbolic.analyse`.
+        target_seconds, least_seconds
+            How long tasks should last, and how short they may get.
+        top_level
+            Level of the inputs, for the estimate.
+
+        Raises
+        ------
+        ProgramError
+            If inputs are missing or unknown.
+        ClusterError
+            If a task fails (the error of the task is its cause), or a worker is lost. The cluster
+            is left clean, for another run.
+        """
+        _check_inputs(program, inputs)
+        where = self._ready()
+        if top_level is None:
+            top_level = max((_level(x) for x in inputs.values()), default=0) or None
+        plan = self.plan(
+            program,
+            place=place,
+            stage_work=stage_work,
+            target_seconds=target_seconds,
+            least_seconds=least_seconds,
+            top_level=top_level,
+            interpreter=interpreter,
+        )
+        run = uuid.uuid4().hex[:8]
+        addresses = tuple(self._addresses)
+        spec = RunSpec(run, self._name, program, plan.tasks, interpreter, addresses)
+        session = Session(self.client, spec, plan, progress)
+        file = Path(f"run-{run}.pickle")
+        try:
+            self._start(spec, file, where)
+            pieces = session.execute(inputs)
+            reports: dict[str, WorkerReport] = self.client.run(
+                plugin.report_run, run, workers=list(addresses)
+            )
+        finally:
+            self._hosts.withdraw(file)
+            with suppress(Exception):  # workers may be gone
+                self.client.run(plugin.drop_run, run, on_error="ignore")
+        outputs = {name: join_rows(parts) for name, parts in pieces.items()}
+        for name, node in program.outputs.items():
+            if name not in outputs:  # an input that is an output
+                label = next(n for n, i in program.inputs.items() if i == node)
+                outputs[name] = inputs[label]
+        return self._result(session, outputs, reports)
+
+    def _start(self, spec: RunSpec, file: Path, where: dict[str, str]) -> None:
+        (self._hosts.root / file).write_bytes(cloudpickle.dumps(spec))
+        self._hosts.publish(file)
+        self._hosts.sync(list(spec.addresses))
+        paths: dict[str, list[str]] = {}
+        for address in spec.addresses:
+            paths.setdefault(str(Path(where[address]) / file), []).append(address)
+        for path, workers in paths.items():
+            self.client.run(plugin.start_run, path, self._kernel_threads, workers=workers)
+
+    @property
+    def _kernel_threads(self) -> int | None:
+        return None if self._context.params is None else self.threads
+
+    def _result(
+        self, session: Session, outputs: dict[str, Any], reports: dict[str, WorkerReport]
+    ) -> Result:
+        program, tasks, addresses = session.program, session.tasks, session.spec.addresses
+        timeline = make_timeline(program, tasks, addresses, reports, session.begin)
+        names = self.client.scheduler_info(n_workers=-1)["workers"]
+        workers = [
+            WorkerSummary(
+                a,
+                str(names.get(a, {}).get("name", i)),
+                len(reports[a].records),
+                sum(r.seconds for r in reports[a].records),
+                reports[a].peak_memory,
+            )
+            for i, a in enumerate(addresses)
+        ]
+        params, kind = self._context.params, session.spec.interpreter
+        return Result(
+            outputs={name: outputs[name] for name in program.outputs},
+            seconds=session.seconds,
+            operations=sum_operations(reports),
+            stages=sum_stages(program, timeline),
+            transfers=count_transfers(
+                program,
+                tasks,
+                session.index_of,
+                addresses,
+                reports,
+                session.sent,
+                session.fetched,
+            ),
+            tasks=len(timeline),
+            scheduling=measure_scheduling(tasks, timeline, len(addresses), session.seconds),
+            workers=workers,
+            timeline=timeline,
+            dashboard=self.dashboard_link,
+            about={
+                "program": repr(program),
+                "parameters": "none: nothing is encrypted" if params is None else repr(params),
+                "interpreter": getattr(kind, "__name__", str(kind)),
+                "kernel threads per worker": str(self.threads),
+                "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            },
+        )
+
+
+def _level(value: Any) -> int:
+    return int(getattr(getattr(value, "batch", None), "level", 0))
+
+
+def _check_inputs(program: Program, inputs: Mapping[str, Any]) -> None:
+    if set(inputs) != set(program.inputs):
+        raise ProgramError(
+            f"the program takes the inputs {sorted(program.inputs)}, given were {sorted(inputs)}"
+        )

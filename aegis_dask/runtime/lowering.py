@@ -1,0 +1,446 @@
+"""From placed units to tasks: who needs which rows of what, and the sums and cuts in between.
+
+Beside one task per unit there are
+
+``input``
+    rows of an input, which the caller sends to a worker; nothing is computed,
+``sum``
+    values of one worker added before the result travels, or partial results put together,
+``join``
+    rows from several tasks put together once for all units of a worker that need them whole,
+``pick``
+    one of several results, or some rows of one, for another worker: it fetches no more than that.
+
+Sums of residues are the same in any order, so neither the number of workers nor the way a stage is
+cut changes a result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aegis_dask.program.graph import Program, Stage
+from aegis_dask.program.interpreter import needed_whole
+from aegis_dask.program.operations import Input, Total
+from aegis_dask.runtime.cut import Rows, Unit
+
+FAN_IN = 8
+"""Values that one sum adds: sums are chained, so that few of the values are held at a time."""
+
+Kind = Literal["stage", "input", "sum", "join", "pick"]
+
+
+@dataclass(frozen=True)
+class Take:
+    """Part of what a source gives.
+
+    Attributes
+    ----------
+    source
+        Position among the sources of the task.
+    slot
+        Which of several results, or None for the only one.
+    rows
+        Range within the rows that the source gives, or None for all.
+    """
+
+    source: int
+    slot: int | None = None
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The value of a node, from parts that are joined, or added if they are partial sums."""
+
+    node: int
+    takes: tuple[Take, ...]
+    add: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker does without a break.
+
+    Attributes
+    ----------
+    index
+        Position in the list of tasks, in which sources come first.
+    kind
+        What it does (see the module).
+    stage
+        Stage for which it is done.
+    rows
+        Rows of the leading axis that it gives, or None for all.
+    sources
+        Tasks whose results it takes.
+    arguments
+        How its arguments are made of them.
+    results
+        Nodes whose values, or rows of them, it gives.
+    owner
+        Worker that runs it.
+    rank
+        Tasks of a lower rank are to run first.
+    seconds
+        Estimated work.
+    """
+
+    index: int
+    kind: Kind
+    stage: int
+    rows: Rows | None
+    sources: tuple[int, ...]
+    arguments: tuple[Argument, ...]
+    results: tuple[int, ...]
+    owner: int
+    rank: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a value, or a partial sum of it, that a task gives."""
+
+    task: int
+    slot: int | None = None
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tasks, and where the outputs of the program are.
+
+    Attributes
+    ----------
+    tasks
+        All tasks, sources first.
+    outputs
+        Name -> tasks that give its rows, in order, one result each.
+    workers
+        Number of workers.
+    """
+
+    tasks: list[Task]
+    outputs: dict[str, tuple[int, ...]]
+    workers: int
+
+
+@dataclass
+class _Value:
+    """Where a node's value is: pieces with consecutive rows, or partial sums to be added."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    is_partial: bool = False
+
+
+def lower(program: Program, units: Sequence[Unit], owners: Sequence[int], workers: int) -> Plan:
+    """Return the tasks of placed units.
+
+    Parameters
+    ----------
+    program
+        The program.
+    units
+        From `cut.split`.
+    owners
+        Worker of each, from a strategy.
+    workers
+        Number of workers.
+    """
+    return _Lowering(program, workers).run(units, owners)
+
+
+class _Builder:
+    """A task being made: collects sources and arguments."""
+
+    def __init__(self) -> None:
+        self.sources: dict[int, int] = {}
+        self.arguments: list[Argument] = []
+
+    def add(
+        self, node: int, takes: Sequence[tuple[Piece, Rows | None]], is_partial: bool = False
+    ) -> None:
+        out = []
+        for piece, rows in takes:
+            position = self.sources.setdefault(piece.task, len(self.sources))
+            out.append(Take(position, piece.slot, rows))
+        self.arguments.append(Argument(node, tuple(out), is_partial))
+
+
+class _Lowering:
+    def __init__(self, program: Program, workers: int) -> None:
+        self.program, self.workers = program, workers
+        self.tasks: list[Task] = []
+        self.values: defaultdict[int, _Value] = defaultdict(_Value)
+        self.sent: dict[tuple[int, int], list[Piece]] = {}  # (node, worker): inputs there
+        self.joined: dict[tuple[int, int], Piece] = {}
+        self.picked: dict[tuple[Piece, Rows | None], Piece] = {}
+
+    def run(self, units: Sequence[Unit], owners: Sequence[int]) -> Plan:
+        placed: defaultdict[int, list[tuple[Unit, int]]] = defaultdict(list)
+        for unit, owner in zip(units, owners, strict=True):
+            placed[unit.stage].append((unit, owner))
+        for index in sorted(placed):
+            self.lower_stage(self.program.stages[index], placed[index])
+        outputs = {}
+        for name, node in self.program.outputs.items():
+            if not isinstance(self.program.nodes[node].op, Input):
+                outputs[name] = self.output(node)
+        return Plan(self.tasks, outputs, self.workers)
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        kind: Kind,
+        stage: int,
+        rows: Rows | None,
+        builder: _Builder,
+        results: Sequence[int],
+        owner: int,
+        rank: float | None = None,
+        seconds: float = 0.0,
+    ) -> int:
+        sources = tuple(builder.sources)
+        if rank is None:  # as soon as it can
+            rank = max((self.tasks[i].rank for i in sources), default=0.0)
+        index = len(self.tasks)
+        self.tasks.append(
+            Task(
+                index,
+                kind,
+                stage,
+                rows,
+                sources,
+                tuple(builder.arguments),
+                tuple(results),
+                owner,
+                rank,
+                seconds,
+            )
+        )
+        return index
+
+    def owner(self, piece: Piece) -> int:
+        return self.tasks[piece.task].owner
+
+    def leading(self, node: int) -> int:
+        shape = self.program.nodes[node].shape
+        return shape[0] if shape else 0
+
+    # -- stages ------------------------------------------------------------------------------
+
+    def lower_stage(self, stage: Stage, units: list[tuple[Unit, int]]) -> None:
+        results = self.program.results(stage)
+        whole = needed_whole(self.program, stage)
+        plain_total = self.is_plain_total(stage)
+        for j in whole:
+            self.complete(j, None if plain_total else stage, len(units))
+        if plain_total:
+            for unit, owner in units:
+                self.lower_total(stage, unit, owner)
+            return
+        owners = Counter(owner for _, owner in units)
+        hulls: dict[int, Rows] = {}  # worker -> rows that its units need of what is not whole
+        for unit, w in units:
+            if unit.rows is not None:
+                old = hulls.get(w, unit.rows)
+                hulls[w] = (min(old[0], unit.rows[0]), max(old[1], unit.rows[1]))
+        for position, (unit, w) in enumerate(units):
+            builder = _Builder()
+            for j, is_whole in whole.items():
+                value = self.values[j]
+                if value.is_partial and len(value.pieces) > 1:
+                    takes = [(self.near(p, None, w, stage)[0], None) for p in value.pieces]
+                    builder.add(j, takes, is_partial=True)
+                    continue
+                rows = None if is_whole or unit.rows is None else unit.rows
+                hull = None if rows is None else hulls[w]
+                builder.add(j, self.fetch(j, rows, hull, w, stage, owners[w]))
+            rank = float(stage.index) + position / len(units)
+            index = self.emit(
+                "stage", stage.index, unit.rows, builder, results, w, rank, unit.seconds
+            )
+            for slot, j in enumerate(results):
+                node, value = self.program.nodes[j], self.values[j]
+                chosen = slot if len(results) > 1 else None
+                partial = unit.rows is not None and not node.shape
+                value.is_partial = value.is_partial or partial
+                value.pieces.append(Piece(index, chosen, None if partial else unit.rows))
+
+    def fetch(
+        self, node: int, rows: Rows | None, hull: Rows | None, w: int, stage: Stage, users: int
+    ) -> list[tuple[Piece, Rows | None]]:
+        """Return the pieces that make rows of a value on worker w, and what to take of each.
+
+        `hull` are the rows that the units of the stage on this worker need together; `users` is how
+        many there are.
+        """
+        count = self.leading(node)
+        if isinstance(self.program.nodes[node].op, Input):
+            piece = self.send(node, hull, w)
+            return [(piece, _inside(rows, piece.rows, count))]
+        pieces = self.values[node].pieces
+        if rows is None and len(pieces) > 1 and (users > 1 or (node, w) in self.joined):
+            return [(self.join(node, w, stage), None)]
+        out = []
+        for piece in pieces:
+            have = piece.rows or (0, count)
+            want = rows or (0, count)
+            both = (max(have[0], want[0]), min(have[1], want[1]))
+            if both[0] >= both[1] and count:
+                continue
+            wide = None if hull is None else (max(have[0], hull[0]), min(have[1], hull[1]))
+            near, near_rows = self.near(piece, wide, w, stage)
+            out.append((near, _inside(both if count else None, near_rows, count)))
+        return out
+
+    def near(
+        self, piece: Piece, rows: Rows | None, w: int, stage: Stage
+    ) -> tuple[Piece, Rows | None]:
+        """Return what worker w should take for a piece, and the rows that this gives.
+
+        From another worker that is nothing but the `rows` of the one result that it needs.
+        """
+        cut = rows if rows is not None and rows != piece.rows else None
+        if self.owner(piece) == w or (piece.slot is None and cut is None):
+            return piece, piece.rows
+        if cut is None:
+            cut = piece.rows
+        key = (piece, cut)
+        if key not in self.picked:
+            builder, source = _Builder(), self.tasks[piece.task]
+            node = source.results[piece.slot or 0]
+            builder.add(node, [(piece, _inside(cut, piece.rows, self.leading(node)))])
+            index = self.emit("pick", source.stage, cut, builder, [node], source.owner)
+            self.picked[key] = Piece(index, None, cut)
+        return self.picked[key], cut
+
+    def send(self, node: int, rows: Rows | None, w: int) -> Piece:
+        """Return the piece of an input on worker w; it is sent there if it is not."""
+        there = self.sent.setdefault((node, w), [])
+        for piece in there:
+            if piece.rows is None or piece.rows == rows:
+                return piece
+        stage = self.program.nodes[node].stage
+        index = self.emit("input", stage, rows, _Builder(), [node], w)
+        there.append(Piece(index, None, rows))
+        return there[-1]
+
+    def join(self, node: int, w: int, stage: Stage) -> Piece:
+        if (node, w) not in self.joined:
+            builder = _Builder()
+            takes = [(self.near(p, None, w, stage)[0], None) for p in self.values[node].pieces]
+            builder.add(node, takes)
+            index = self.emit("join", stage.index, None, builder, [node], w)
+            self.joined[node, w] = Piece(index)
+        return self.joined[node, w]
+
+    # -- sums --------------------------------------------------------------------------------
+
+    def complete(self, node: int, stage: Stage | None, units: int) -> None:
+        """Add the partial sums of a value, where it has several and more than one task needs it."""
+        value = self.values[node]
+        if not value.is_partial or len(value.pieces) < 2:
+            return
+        source = self.tasks[value.pieces[0].task].stage
+        by_owner: defaultdict[int, list[Piece]] = defaultdict(list)
+        for piece in value.pieces:
+            by_owner[self.owner(piece)].append(piece)
+        terms = [self.added(node, pieces, w, source) for w, pieces in by_owner.items()]
+        consumers = {self.program.nodes[c].stage for c in self.program.consumers[node]}
+        if len(terms) > 1 and not (stage is not None and units == 1 and len(consumers) == 1):
+            w = max(by_owner, key=lambda v: (len(by_owner[v]), -v))
+            terms = [self.added(node, terms, w, source)]
+        value.pieces, value.is_partial = terms, len(terms) > 1
+
+    def added(self, node: int, pieces: list[Piece], w: int, stage: int) -> Piece:
+        """Return the sum of pieces as a piece on worker w."""
+        if len(pieces) == 1:
+            return pieces[0]
+        builder = _Builder()
+        home = self.program.stages[stage]
+        for p in pieces:
+            builder.add(node, [(self.near(p, None, w, home)[0], None)])
+        return Piece(self.emit("sum", stage, None, builder, [node], w))
+
+    def is_plain_total(self, stage: Stage) -> bool:
+        """Whether a stage only adds values that have one level, so that the order is free."""
+        if len(stage.nodes) != 1:
+            return False
+        node = self.program.nodes[stage.nodes[0]]
+        values = [self.program.nodes[i] for i in node.inputs]
+        alike = len({(v.depth, v.components) for v in values}) == 1
+        inputs = any(isinstance(v.op, Input) for v in values)
+        distinct = len(set(node.inputs)) == len(node.inputs)
+        return isinstance(node.op, Total) and alike and distinct and not inputs
+
+    def lower_total(self, stage: Stage, unit: Unit, w: int) -> None:
+        """Add on each worker what it has, then send one value per worker."""
+        (total,) = stage.nodes
+        inputs = self.program.nodes[total].inputs
+        count = self.leading(total)
+        want = unit.rows or (0, count)
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        scattered = []
+        for j in inputs:
+            holders = {
+                self.owner(p)
+                for p in self.values[j].pieces
+                if not count or _overlap(p.rows or (0, count), want)
+            }
+            if len(holders) == 1:
+                groups[holders.pop()].append(j)
+            else:
+                scattered.append(j)
+        builder = _Builder()
+        for v, nodes in groups.items():
+            rest = list(nodes)
+            partial: Piece | None = None
+            while len(rest) + (partial is not None) > (1 if v != w else FAN_IN):
+                taken = rest[: FAN_IN - (partial is not None)]
+                rest = rest[len(taken) :]
+                chain = _Builder()
+                if partial is not None:
+                    chain.add(total, [(partial, None)])
+                for j in taken:
+                    chain.add(j, self.fetch(j, unit.rows, unit.rows, v, stage, 1))
+                index = self.emit("sum", stage.index, unit.rows, chain, [total], v)
+                partial = Piece(index, None, unit.rows)
+            if partial is not None:
+                builder.add(total, [(partial, None)])
+            for j in rest:
+                builder.add(j, self.fetch(j, unit.rows, unit.rows, w, stage, 1))
+        for j in scattered:
+            builder.add(j, self.fetch(j, unit.rows, unit.rows, w, stage, 1))
+        index = self.emit(
+            "sum", stage.index, unit.rows, builder, [total], w, float(stage.index), unit.seconds
+        )
+        self.values[total].pieces.append(Piece(index, None, unit.rows))
+
+    # -- outputs -----------------------------------------------------------------------------
+
+    def output(self, node: int) -> tuple[int, ...]:
+        self.complete(node, None, 0)
+        out = []
+        for piece in self.values[node].pieces:
+            # Seen from the caller every worker is another one: of several results pick this one.
+            near, _ = self.near(piece, None, -1, self.program.stages[0])
+            out.append(near.task)
+        return tuple(out)
+
+
+def _overlap(a: Rows, b: Rows) -> bool:
+    return max(a[0], b[0]) < min(a[1], b[1])
+
+
+def _inside(rows: Rows | None, have: Rows | None, count: int) -> Rows | None:
+    """Return rows relative to the rows that there are; None where that is all of them."""
+    if rows is None or not count:
+        return None
+    first, last = have or (0, count)
+    return None if rows == (first, last) else (rows[0] - first, rows[1] - first)

@@ -1,0 +1,165 @@
+"""The worker plugin: contexts and runs of one worker, and what it measures.
+
+The functions below the plugin run on the workers, called by the executor through `Client.run`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from distributed import WorkerPlugin, get_worker
+
+from aegis_dask.errors import ClusterError
+from aegis_dask.runtime import context as contexts
+from aegis_dask.runtime.context import Context
+from aegis_dask.runtime.measure import (
+    Received,
+    Tap,
+    WorkerReport,
+    peak_memory,
+    reset_peak_memory,
+)
+from aegis_dask.runtime.serialization import register
+from aegis_dask.runtime.worker import PLUGIN, RunSpec, RunState
+
+
+class AegisPlugin(WorkerPlugin):
+    """Holds what the tasks on a worker need, loaded once, and listens to its transfers.
+
+    Parameters
+    ----------
+    is_local
+        The worker was started by us on the client's machine: an interrupt from the keyboard, which
+        a terminal sends to all processes, is the client's to handle.
+    """
+
+    name = PLUGIN
+    idempotent = True  # a second client of the cluster finds this one's contexts
+
+    def __init__(self, is_local: bool = False) -> None:
+        self.is_local = is_local
+        self.contexts: dict[str, Context] = {}
+        self.runs: dict[str, RunState] = {}
+        self._lock: threading.Lock | None = None
+        self._in_process = False
+
+    def setup(self, worker: Any) -> None:
+        """Attach to a worker."""
+        register()
+        if self.is_local and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._lock = threading.Lock()
+        self._in_process = worker.address.startswith("inproc")  # nothing is written there
+        worker.transfer_incoming_log = Tap(worker.transfer_incoming_log, self._received)
+        worker.transfer_outgoing_log = Tap(worker.transfer_outgoing_log, self._sent)
+
+    def teardown(self, worker: Any) -> None:
+        """Let go of everything."""
+        self.runs.clear()
+        self.contexts.clear()
+
+    def start(self, spec: RunSpec, threads: int | None) -> None:
+        """Begin a run."""
+        if spec.context not in self.contexts:
+            raise ClusterError(f"context {spec.context} has not been opened on this worker")
+        assert self._lock is not None
+        reset_peak_memory()
+        self.runs[spec.run] = RunState(spec, self.contexts[spec.context], self._lock, threads)
+
+    def _received(self, entry: dict[str, Any]) -> None:
+        for run, keys in _by_run(entry["keys"]).items():
+            if run in self.runs:
+                received = Received(entry["who"], tuple(keys), entry["duration"])
+                self.runs[run].report.received.append(received)
+
+    def _sent(self, entry: dict[str, Any]) -> None:
+        for run in _by_run(entry["keys"]):
+            if run in self.runs and not self._in_process:
+                wire = self.runs[run].report.wire_bytes
+                who = entry["who"] or "client"
+                wire[who] = wire.get(who, 0) + int(entry["compressed"] or 0)
+                return
+
+
+def _by_run(keys: Any) -> dict[str, list[Any]]:
+    """Return the keys of tasks of ours by run: the last word of the first element."""
+    out: dict[str, list[Any]] = {}
+    for key in keys:
+        if isinstance(key, tuple) and key and isinstance(key[0], str):
+            out.setdefault(key[0].rpartition("-")[2], []).append(key)
+    return out
+
+
+# -- called on workers -----------------------------------------------------------------------
+
+
+def plugin_of(worker: Any) -> AegisPlugin:
+    """Return the plugin of a worker.
+
+    Raises
+    ------
+    ClusterError
+        If the worker does not have it.
+    """
+    found = worker.plugins.get(PLUGIN)
+    if not isinstance(found, AegisPlugin):
+        raise ClusterError(f"worker {worker.address} lacks the plugin; open a new Executor")
+    return found
+
+
+def open_context(name: str, directory: str) -> None:
+    """Open a context on the worker that runs this task, and load the kernels that it needs."""
+    plugin = plugin_of(get_worker())
+    if name not in plugin.contexts:
+        shared = contexts.SHARED.get(name)
+        # Workers that are threads share arrays, and have an evaluator each: it keeps constants.
+        context = replace(shared) if shared else contexts.read_context(Path(directory))
+        contexts.warm_up(context)
+        plugin.contexts[name] = context
+
+
+def known_contexts(dask_worker: Any) -> list[str]:
+    """Return the contexts that a worker has opened."""
+    return list(plugin_of(dask_worker).contexts)
+
+
+def close_context(name: str, dask_worker: Any) -> None:
+    """Drop a context."""
+    plugin_of(dask_worker).contexts.pop(name, None)
+
+
+def start_run(path: str, threads: int | None, dask_worker: Any) -> None:
+    """Begin the run in a file that the client wrote into the private directory of the host."""
+    plugin_of(dask_worker).start(cloudpickle.loads(Path(path).read_bytes()), threads)
+
+
+def cancel_run(run: str, dask_worker: Any) -> None:
+    """Let tasks of a run that have not begun fail at once."""
+    state = plugin_of(dask_worker).runs.get(run)
+    if state is not None:
+        state.is_cancelled = True
+
+
+def active_tasks(run: str, dask_worker: Any) -> int:
+    """Return how many tasks of a run this worker is executing."""
+    state = plugin_of(dask_worker).runs.get(run)
+    return 0 if state is None else state.active
+
+
+def report_run(run: str, dask_worker: Any) -> WorkerReport:
+    """Return what a worker has measured so far."""
+    report = plugin_of(dask_worker).runs[run].report
+    report.peak_memory = peak_memory()
+    return report
+
+
+def drop_run(run: str, dask_worker: Any) -> None:
+    """Forget a run."""
+    with suppress(ClusterError):
+        plugin_of(dask_worker).runs.pop(run, None)

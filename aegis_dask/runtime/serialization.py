@@ -1,0 +1,122 @@
+"""How ciphertexts travel between Dask workers: residues as one frame, which is not copied.
+
+Dask's fallback is pickle. Its `sizeof` does not see what a dataclass holds, and everything that it
+decides or shows about memory and transfers follows from that number, so both are registered here.
+Importing this module registers, in every process: the client and the plugin do.
+
+The channel is that between the processes of one cluster, which run each other's code anyway;
+nothing here checks data from strangers (`aegis_dask.ckks.serialization` does).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from dask.sizeof import sizeof
+from distributed.protocol import dask_deserialize, dask_serialize
+
+from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
+from aegis_dask.ckks.scale import Scale
+from aegis_dask.errors import InsecureParametersWarning
+from aegis_dask.program.encrypted import CipherArray
+
+Header = dict[str, Any]
+OVERHEAD = 512
+"""Size of the objects around the residues, roughly."""
+
+
+class Results(tuple[Any, ...]):
+    """The results of a task that has several."""
+
+    __slots__ = ()
+
+
+@lru_cache(maxsize=64)
+def _literal_text(literal: ParametersLiteral) -> str:
+    return json.dumps(asdict(literal))
+
+
+@lru_cache(maxsize=64)
+def _parameters(text: str) -> Parameters:
+    fields = json.loads(text)
+    literal = ParametersLiteral(**{**fields, "level_bits": tuple(fields["level_bits"])})
+    with warnings.catch_warnings():  # the client has been warned
+        warnings.simplefilter("ignore", InsecureParametersWarning)
+        return Parameters.from_literal(literal)
+
+
+@lru_cache(maxsize=4096)
+def _scale_text(scale: Scale) -> str:
+    # As text: the bases may exceed the 64 bits that a header can hold.
+    return " ".join(f"{base}^{exponent}" for base, exponent in scale.factors)
+
+
+@lru_cache(maxsize=4096)
+def _scale(text: str) -> Scale:
+    factors = (word.split("^") for word in text.split())
+    return Scale({int(base): Fraction(exponent) for base, exponent in factors})
+
+
+def serialize_ciphertext(x: Ciphertext, context: Any = None) -> tuple[Header, list[Any]]:
+    """Return header and frame of a ciphertext."""
+    data = np.ascontiguousarray(x.data)
+    header = {
+        "params": _literal_text(x.params.literal),
+        "level": x.level,
+        "scale": _scale_text(x.scale),
+        "seed": x.seed,
+        "shape": list(data.shape),
+    }
+    return header, [data.data]
+
+
+def deserialize_ciphertext(header: Header, frames: list[Any]) -> Ciphertext:
+    """Return the ciphertext over the memory of the frame."""
+    data = np.frombuffer(memoryview(frames[0]).cast("B"), np.uint8)
+    if not data.flags.writeable or data.ctypes.data % 4:
+        data = data.copy()  # kernels are compiled for aligned, writable arrays
+    return Ciphertext(
+        _parameters(header["params"]),
+        data.view(np.uint32).reshape(header["shape"]),
+        header["level"],
+        _scale(header["scale"]),
+        header["seed"],
+    )
+
+
+def serialize_array(x: CipherArray, context: Any = None) -> tuple[Header, list[Any]]:
+    """Return header and frame of an array of ciphertexts."""
+    header, frames = serialize_ciphertext(x.batch)
+    return {**header, "array": list(x.shape)}, frames
+
+
+def deserialize_array(header: Header, frames: list[Any]) -> CipherArray:
+    """Return the array over the memory of the frame."""
+    return CipherArray(deserialize_ciphertext(header, frames), tuple(header["array"]))
+
+
+def payload_bytes(value: Any) -> int:
+    """Return the bytes of residues (or slots) of a value, without anything around them."""
+    if isinstance(value, Results):
+        return sum(payload_bytes(v) for v in value)
+    return int(getattr(value, "nbytes", 0))
+
+
+def register() -> None:
+    """Register with Dask; importing this module has done it."""
+    dask_serialize.register(Ciphertext)(serialize_ciphertext)
+    dask_deserialize.register(Ciphertext)(deserialize_ciphertext)
+    dask_serialize.register(CipherArray)(serialize_array)
+    dask_deserialize.register(CipherArray)(deserialize_array)
+    sizeof.register((Ciphertext, CipherArray))(lambda x: payload_bytes(x) + OVERHEAD)
+    sizeof.register(Results)(lambda x: OVERHEAD + sum(sizeof(v) for v in x))
+
+
+register()

@@ -1,0 +1,341 @@
+"""One run on a cluster: inputs, groups of tasks, waiting, and cleaning up after trouble."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from distributed import Client
+from distributed.client import Future
+
+from aegis_dask.errors import ClusterError
+from aegis_dask.runtime import plugin
+from aegis_dask.runtime.graph import (
+    IN_FLIGHT,
+    Group,
+    Key,
+    make_graph,
+    make_groups,
+    make_keys,
+    make_ranks,
+)
+from aegis_dask.runtime.lowering import Plan
+from aegis_dask.runtime.progress import Progress, ProgressCallback
+from aegis_dask.runtime.serialization import payload_bytes
+from aegis_dask.runtime.transfers import format_bytes
+from aegis_dask.runtime.values import rows_of
+from aegis_dask.runtime.worker import TOPIC, RunSpec, TaskError
+
+POLL_SECONDS = 2.0
+"""How often the workers are looked at, beside the scheduler's messages."""
+PAUSED_SECONDS = 30.0
+"""How long a worker may be paused for lack of memory while nothing else happens."""
+DRAIN_SECONDS = 120.0
+"""How long a cancelled run may take to finish the tasks that are being executed."""
+PROGRESS_SECONDS = 0.1
+
+Event = tuple[str, Any]
+
+
+class Session:
+    """A run.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    spec, plan
+        What runs, as the workers know it.
+    progress
+        Called with the progress, if given.
+    """
+
+    def __init__(
+        self, client: Client, spec: RunSpec, plan: Plan, progress: ProgressCallback | None
+    ) -> None:
+        self.client, self.spec, self.plan, self.progress = client, spec, plan, progress
+        self.program, self.tasks = spec.program, plan.tasks
+        self.keys: list[Key] = make_keys(self.program, self.tasks, spec.run)
+        self.index_of = {key: i for i, key in enumerate(self.keys)}
+        self.ranks = make_ranks(self.tasks)
+        self.groups = make_groups(self.program, plan)
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.futures: dict[int, Future] = {}
+        self.done: set[int] = set()
+        self.sent: dict[int, int] = {}
+        self.fetched: dict[int, int] = {}
+        self.begin = 0.0
+        self.seconds = 0.0
+        self._memory_kills: dict[str, int] = {}
+        self._limits: dict[str, tuple[str, int]] = {}
+        self._last_sign = self._last_progress = 0.0
+        self._work = sum(t.seconds for t in self.tasks) or 1.0
+        self._worked, self._finished = 0.0, 0
+
+    @property
+    def compute_tasks(self) -> int:
+        """Number of tasks that compute."""
+        return sum(t.kind != "input" for t in self.tasks)
+
+    def execute(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Run, and return the pieces of every output.
+
+        Raises
+        ------
+        ClusterError
+            If a task fails or a worker is lost. The cluster is left clean.
+        KeyboardInterrupt
+            If the user interrupts; then too.
+        """
+        with self._listening():
+            try:
+                self._look_at_workers()
+                self._send(inputs)
+                self.begin = self._last_sign = time.time()
+                self._run_groups()
+                self.seconds = time.time() - self.begin
+                return self._fetch()
+            except BaseException:
+                self._abort()
+                raise
+            finally:
+                for future in self.futures.values():
+                    future.release()
+                self.futures.clear()
+
+    # -- events ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        topics = {TOPIC: "task", "all": "cluster", "worker-restart-memory": "memory"}
+        for topic, name in topics.items():
+
+            def put(event: tuple[float, Any], name: str = name) -> None:
+                self.events.put((name, event[1]))
+
+            self.client.subscribe_topic(topic, put)
+        try:
+            yield
+        finally:
+            for topic in topics:
+                with suppress(Exception):  # the client may have lost its scheduler
+                    self.client.unsubscribe_topic(topic)
+
+    def _wait(self, timeout: float) -> None:
+        """Handle the events there are, waiting for the first."""
+        try:
+            event = self.events.get(timeout=timeout)
+            while True:
+                self._handle(*event)
+                event = self.events.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _handle(self, name: str, content: Any) -> None:
+        if name == "done":
+            self._check(content)
+            self.done.add(content)
+            self._last_sign = time.time()
+        elif name == "task" and content["run"] == self.spec.run:
+            self._last_sign = time.time()
+            self._report(content["task"])
+        elif name == "memory":
+            self._memory_kills[content["worker"]] = int(content["rss"])
+        elif name == "cluster" and content.get("action") == "remove-worker":
+            self._lost(content["worker"], content.get("processing-tasks", ()))
+
+    def _report(self, index: int) -> None:
+        self._worked += self.tasks[index].seconds
+        self._finished += 1
+        now = time.time()
+        total = self.compute_tasks
+        if self.progress is None:
+            return
+        if now - self._last_progress < PROGRESS_SECONDS and self._finished < total:
+            return
+        self._last_progress = now
+        name = self.program.stages[self.tasks[index].stage].name
+        share = min(1.0, self._worked / self._work)
+        self.progress(Progress(self._finished, total, share, name, now - self.begin))
+
+    # -- submitting --------------------------------------------------------------------------
+
+    def _send(self, inputs: Mapping[str, Any]) -> None:
+        """Send to each worker the rows of the inputs that it needs, not through the scheduler."""
+        names = {node: name for name, node in self.program.inputs.items()}
+        for task in self.tasks:
+            if task.kind != "input":
+                continue
+            value = inputs[names[task.results[0]]]
+            part = value if task.rows is None else rows_of(value, *task.rows)
+            address, key = self.spec.addresses[task.owner], self.keys[task.index]
+            sent = self.client.scatter({key: part}, workers=[address], direct=True, hash=False)
+            self.futures[task.index] = sent[key]
+            self.sent[task.index] = payload_bytes(part)
+
+    def _run_groups(self) -> None:
+        groups = [g for g in self.groups if g.wanted]
+        waiting = list(groups)
+        running: list[Group] = []
+        last_look = time.time()
+        while waiting or running:
+            while waiting and self._has_room(running, waiting[0]):
+                self._submit(waiting[0])
+                running.append(waiting.pop(0))
+            self._wait(min(0.5, POLL_SECONDS))
+            running = [g for g in running if not self.done.issuperset(g.wanted)]
+            self._release({*self._indices(waiting), *self._indices(running)})
+            if time.time() - last_look > POLL_SECONDS:
+                self._look_at_workers()
+                last_look = time.time()
+
+    def _indices(self, groups: Sequence[Group]) -> list[int]:
+        return [self.groups.index(g) for g in groups]
+
+    def _has_room(self, running: Sequence[Group], group: Group) -> bool:
+        flying = sum(g.tasks[1] - g.tasks[0] for g in running)
+        return len(running) < 2 or flying + group.tasks[1] - group.tasks[0] <= IN_FLIGHT
+
+    def _submit(self, group: Group) -> None:
+        graph = make_graph(
+            self.program,
+            self.plan,
+            group,
+            self.keys,
+            self.ranks,
+            self.spec.addresses,
+            self.spec.run,
+        )
+        found = self.client.get(graph, [self.keys[i] for i in group.wanted], sync=False)
+        for i, future in zip(group.wanted, found, strict=True):
+            self.futures[i] = future
+            future.add_done_callback(lambda _, i=i: self.events.put(("done", i)))
+
+    def _release(self, unfinished: set[int]) -> None:
+        """Let go of results that no unfinished group uses."""
+        first = min(unfinished, default=len(self.groups))
+        for group in self.groups:
+            if group.last_use < first:
+                for i in group.wanted:
+                    future = self.futures.pop(i, None)
+                    if future is not None:
+                        future.release()
+
+    def _fetch(self) -> dict[str, list[Any]]:
+        out: dict[str, list[Any]] = {}
+        for name, indices in self.plan.outputs.items():
+            pieces = self.client.gather([self.futures[i] for i in indices], direct=True)
+            out[name] = list(pieces)
+            self.fetched.update({i: payload_bytes(p) for i, p in zip(indices, pieces, strict=True)})
+        return out
+
+    # -- trouble -----------------------------------------------------------------------------
+
+    def describe(self, index: int) -> str:
+        """Return layer, operator and number of a task in words."""
+        task = self.tasks[index]
+        stage = self.program.stages[task.stage]
+        ops = ", ".join(dict.fromkeys(self.program.nodes[i].op.name for i in stage.nodes))
+        layer, _, rest = stage.name.partition("/")
+        where = f"layer {layer!r}, operator {rest!r}" if rest else f"operator {layer!r}"
+        rows = "" if task.rows is None else f", rows {task.rows[0]} to {task.rows[1] - 1}"
+        kind = "" if task.kind == "stage" else f" ({task.kind})"
+        return f"task {index}{kind} of {where} [{ops}]{rows}"
+
+    def _check(self, index: int) -> None:
+        """Raise what went wrong with a future, if anything did."""
+        future = self.futures.get(index)
+        if future is None or future.status == "finished":
+            return
+        if future.status != "error":
+            raise ClusterError(
+                f"{self.describe(index)} was cancelled by the scheduler: results that it needs "
+                "are lost, perhaps because a worker was; run again"
+            )
+        error = future.exception()
+        if isinstance(error, TaskError):
+            cause = error.error
+            failure = ClusterError(
+                f"{self.describe(error.index)} failed on {error.worker}: {cause}"
+            )
+            failure.add_note(error.trace)
+            for note in getattr(cause, "__notes__", ()):
+                failure.add_note(note)
+            raise failure from cause
+        raise ClusterError(
+            f"{self.describe(index)}, or one that it needs, could not be run: {error}"
+        ) from error
+
+    def _lost(self, address: str, processing: Any) -> None:
+        if address not in self.spec.addresses:
+            return
+        known = {self.index_of.get(_as_key(k)) for k in processing}
+        mine = sorted((i for i in known if i is not None), key=lambda i: self.ranks[i])
+        doing = f"while it had {self.describe(mine[0])}" if mine else "between tasks"
+        number = self.spec.addresses.index(address)
+        deadline = time.time() + 0.5  # the nanny's word on memory may be behind
+        while address not in self._memory_kills and time.time() < deadline:
+            with suppress(queue.Empty):
+                name, content = self.events.get(timeout=0.1)
+                if name == "memory":
+                    self._memory_kills[content["worker"]] = int(content["rss"])
+        if address in self._memory_kills:
+            limit = self._limits.get(address, ("", 0))[1]
+            why = (
+                f"it held {format_bytes(self._memory_kills[address])}, its limit is "
+                f"{format_bytes(limit)}. Use more workers, a higher memory_limit, or smaller tasks"
+            )
+            raise ClusterError(f"worker {number} ({address}) ran out of memory {doing}: {why}")
+        raise ClusterError(
+            f"worker {number} ({address}) was lost {doing}: its process ended or no longer "
+            "answers. See its log (the system may have killed it for lack of memory), then run "
+            "again; a worker that has been restarted is taken up"
+        )
+
+    def _look_at_workers(self) -> None:
+        """Notice what the scheduler does not tell: an unreachable scheduler, paused workers."""
+        try:
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        except (OSError, TimeoutError) as e:
+            raise ClusterError(
+                f"the scheduler at {self.client.scheduler.address} no longer answers; the run is "
+                "lost. Start it again and open a new Executor"
+            ) from e
+        for address in self.spec.addresses:
+            if address not in workers:
+                self._lost(address, ())
+            info = workers[address]
+            self._limits[address] = info.get("status", ""), int(info.get("memory_limit") or 0)
+        paused = [a for a, (status, _) in self._limits.items() if status == "paused"]
+        if paused and time.time() - max(self._last_sign, self.begin) > PAUSED_SECONDS > 0:
+            raise ClusterError(
+                f"worker {paused[0]} is paused for lack of memory and nothing has finished for "
+                f"{PAUSED_SECONDS:.0f} s; use more workers or a higher memory limit"
+            )
+
+    def _abort(self) -> None:
+        """Cancel everything and wait until no worker executes a task of this run."""
+        with suppress(Exception):
+            here = self.client.scheduler_info(n_workers=-1)["workers"]
+            alive = [a for a in self.spec.addresses if a in here]
+            self.client.run(plugin.cancel_run, self.spec.run, workers=alive, on_error="ignore")
+            # Everything is there for these: the scheduler forgets it all. `Client.cancel` recurses
+            # into dependents one by one and fails on long chains.
+            for future in self.futures.values():
+                future.release()
+            deadline = time.time() + DRAIN_SECONDS
+            while time.time() < deadline:
+                active = self.client.run(
+                    plugin.active_tasks, self.spec.run, workers=alive, on_error="ignore"
+                )
+                if not sum(Counter(active).values()):
+                    break
+                time.sleep(0.05)
+
+
+def _as_key(key: Any) -> Any:
+    return tuple(key) if isinstance(key, list) else key

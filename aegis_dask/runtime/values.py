@@ -1,0 +1,32 @@
+"""Values outside workers: rows of inputs, and outputs put together, without an interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from aegis_dask.program.encrypted import CipherArray
+
+
+def rows_of(value: Any, start: int, stop: int) -> Any:
+    """Return rows of the leading axis."""
+    if isinstance(value, CipherArray):
+        inner = prod(value.shape[1:])
+        batch = value.batch[start * inner : stop * inner]
+        return CipherArray(batch, (stop - start, *value.shape[1:]))
+    return value[start:stop]
+
+
+def join_rows(parts: Sequence[Any]) -> Any:
+    """Put rows together along the leading axis."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, CipherArray):
+        data = np.concatenate([p.batch.data for p in parts])
+        shape = (sum(p.shape[0] for p in parts), *first.shape[1:])
+        return CipherArray(first.batch.with_data(data), shape)
+    return np.concatenate(list(parts))

@@ -1,0 +1,196 @@
+"""What runs on a worker: the state of a run, and the one function of which every task is a call.
+
+Tasks carry numbers only: program, keys and weights are with the worker, in its plugin.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import get_worker
+
+from aegis_dask.errors import ClusterError
+from aegis_dask.program.graph import Program
+from aegis_dask.program.interpreter import run_stage
+from aegis_dask.runtime.context import Context, InterpreterFactory
+from aegis_dask.runtime.lowering import Argument, Take, Task
+from aegis_dask.runtime.measure import Record, Timed, WorkerReport, now
+from aegis_dask.runtime.serialization import Results, payload_bytes
+
+PLUGIN = "aegis"
+"""Name of the plugin on every worker."""
+TOPIC = "aegis-tasks"
+"""Topic of the events that tell of finished tasks."""
+
+_threads = threading.local()
+
+
+class TaskError(ClusterError):
+    """A task raised an exception: its index, the worker, the exception and its traceback."""
+
+    def __init__(self, index: int, worker: str, error: BaseException, trace: str) -> None:
+        super().__init__(index, worker, error, trace)
+        self.index, self.worker, self.error, self.trace = index, worker, error, trace
+
+    def __str__(self) -> str:
+        return f"task {self.index} failed on {self.worker}: {self.error!r}"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a worker must know of a run.
+
+    Attributes
+    ----------
+    run
+        Name of the run; the keys of its tasks end in it.
+    context
+        Identifier of the context.
+    program, tasks
+        What to run.
+    interpreter
+        Kind of interpreter, or what makes it.
+    addresses
+        Address of worker 0, 1, ...
+    """
+
+    run: str
+    context: str
+    program: Program
+    tasks: list[Task]
+    interpreter: str | InterpreterFactory
+    addresses: tuple[str, ...]
+
+
+@dataclass
+class RunState:
+    """A run on one worker."""
+
+    spec: RunSpec
+    context: Context
+    lock: threading.Lock
+    threads: int | None
+    report: WorkerReport = field(default_factory=WorkerReport)
+    is_cancelled: bool = False
+    active: int = 0
+    _interpreter: Any = None
+
+    def run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
+        """Run a task.
+
+        Raises
+        ------
+        TaskError
+            Whatever goes wrong.
+        """
+        self.active += 1
+        try:
+            with self.lock:  # a worker with several threads: kernels have threads of their own
+                return self._run(index, inputs, worker)
+        except Exception as error:
+            trace = traceback.format_exc()
+            raise TaskError(index, worker.address, _picklable(error), trace) from None
+        finally:
+            self.active -= 1
+
+    def _run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
+        task = self.spec.tasks[index]
+        self._check(task, worker.address)
+        self._set_threads()
+        if self._interpreter is None:
+            self._interpreter = self.context.interpreter(self.spec.interpreter)
+        e = Timed(self._interpreter)
+        record = Record(index, start=now())
+        out = self._compute(task, e, inputs)
+        record.stop = now()
+        record.operations, record.payload = e.operations, payload_bytes(out)
+        self.report.records.append(record)
+        done = {"run": self.spec.run, "task": index, "seconds": record.seconds}
+        worker.log_event(TOPIC, done)
+        return out
+
+    def _check(self, task: Task, address: str) -> None:
+        if self.is_cancelled:
+            raise ClusterError("the run was cancelled")
+        wanted = self.spec.addresses[task.owner]
+        if address != wanted:
+            raise ClusterError(
+                f"the task is placed on {wanted} and was started on {address}; the scheduler must "
+                "respect the pins of tasks: use no plugin that changes them"
+            )
+
+    def _set_threads(self) -> None:
+        """Set the number of threads of the kernels: it belongs to the calling thread."""
+        if self.threads is not None and getattr(_threads, "count", None) != self.threads:
+            from aegis_dask.ring.threads import max_threads, set_threads
+
+            set_threads(min(self.threads, max_threads()))
+            _threads.count = self.threads
+
+    # -- kinds of tasks ----------------------------------------------------------------------
+
+    def _compute(self, task: Task, e: Timed, inputs: Sequence[Any]) -> Any:
+        if task.kind in ("join", "pick"):
+            return _value(task.arguments[0], e, inputs)
+        if task.kind == "sum":
+            total = _value(task.arguments[0], e, inputs)
+            for argument in task.arguments[1:]:
+                total = e.add(total, _value(argument, e, inputs))
+            return total
+        program, stage = self.spec.program, self.spec.program.stages[task.stage]
+        arguments = {a.node: _value(a, e, inputs) for a in task.arguments}
+        found = run_stage(program, stage, e, self.context.store, arguments, task.rows)
+        if len(task.results) == 1:
+            return found[task.results[0]]
+        return Results(found[i] for i in task.results)
+
+
+def _value(argument: Argument, e: Timed, inputs: Sequence[Any]) -> Any:
+    parts = [_taken(take, e, inputs) for take in argument.takes]
+    if len(parts) == 1:
+        return parts[0]
+    if not argument.add:
+        return e.join(parts)
+    total = parts[0]
+    for part in parts[1:]:
+        total = e.add(total, part)
+    return total
+
+
+def _taken(take: Take, e: Timed, inputs: Sequence[Any]) -> Any:
+    value = inputs[take.source]
+    if take.slot is not None:
+        value = value[take.slot]
+    return value if take.rows is None else e.part(value, *take.rows)
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return ClusterError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def run_task(run: str, index: int, *inputs: Any) -> Any:
+    """Run one task of a run on the worker that calls this.
+
+    Raises
+    ------
+    ClusterError
+        If the worker does not know the run: it joined later, or was restarted.
+    """
+    worker = get_worker()
+    plugin: Any = worker.plugins.get(PLUGIN)
+    state: RunState | None = None if plugin is None else plugin.runs.get(run)
+    if state is None:
+        raise ClusterError(
+            f"worker {worker.address} does not know run {run}: it has joined or was restarted "
+            "since the run began, or the run was cancelled; run again"
+        )
+    return state.run(index, inputs, worker)

@@ -1,0 +1,1 @@
+"""Client and server roles: who makes keys, who holds what, what passes between them."""

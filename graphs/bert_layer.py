@@ -1,0 +1,21 @@
+"""One whole encoder layer: self-attention, feed-forward network, both LayerNorms.
+
+aegis run graphs/bert_layer.py --text "..."
+"""
+
+import numpy as np
+
+from aegis_dask.circuits.encoder import attention_block, feed_forward_block
+from aegis_dask.models import reference as plain
+
+layers = 1
+
+
+def program(x, layers):
+    with x.capture.scope("layer0"):
+        attended = attention_block(x, layers[0])
+        return feed_forward_block(attended, layers[0])
+
+
+def reference(model, x):
+    return plain.layer(model.layers[0], x, np.ones(len(x), bool), model.config.heads)

@@ -1,0 +1,24 @@
+"""All encoder layers of a model, one after the other.
+
+Encrypted, this takes more levels than a ring has without bootstrapping; simulated it runs today:
+
+    aegis run graphs/bert_model.py --interpreter simulated --text "..."
+"""
+
+import numpy as np
+
+from aegis_dask.circuits.encoder import encoder_layer
+from aegis_dask.models import reference as plain
+
+layers = None  # all of them
+
+
+def program(x, layers):
+    for i, layer in enumerate(layers):
+        with x.capture.scope(f"layer{i}"):
+            x = encoder_layer(x, layer)
+    return x
+
+
+def reference(model, x):
+    return plain.encode(model, x, np.ones(len(x), bool))

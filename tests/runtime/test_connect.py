@@ -1,0 +1,275 @@
+"""Clusters that are there: reached, checked, waited for, and given files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from aegis_dask.ckks.encryptor import Encryptor
+from aegis_dask.ckks.evaluator import Evaluator
+from aegis_dask.ckks.keys import KeyGenerator
+from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.errors import ClusterError
+from aegis_dask.program.encrypted import CipherArray, Encrypted
+from aegis_dask.program.interpreter import run
+from aegis_dask.program.symbolic import analyse
+from aegis_dask.runtime import cluster, hosts
+from aegis_dask.runtime.executor import Executor
+from tests.runtime.programs import SLOTS, integers, model
+
+PROGRAM, STORE = model()
+WORK = [1.0] * len(PROGRAM.stages)
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[LocalCluster]:
+    """A cluster that knows nothing of us: two worker processes."""
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
+    ) as found:
+        yield found
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_an_address_where_nothing_listens_is_named_at_once() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    start = time.perf_counter()
+    with pytest.raises(ClusterError, match=f"no scheduler answers at {address}"):
+        Executor.connect(address, timeout=10)
+    assert time.perf_counter() - start < 5
+    with pytest.raises(ClusterError, match="is no address of a scheduler"):
+        Executor.connect("somewhere")
+
+
+def test_something_else_that_listens_is_refused() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match="does not answer as a Dask scheduler within 1 s"):
+            Executor.connect(address, timeout=1)
+
+
+@pytest.mark.parametrize("ship", [False, True], ids=["same-host", "shipped"])
+def test_a_foreign_cluster_gives_the_same_residues_and_keeps_no_files(
+    scheduler: LocalCluster, ship: bool
+) -> None:
+    params = Parameters.preset("insecure-n10-d40")
+    generator = KeyGenerator(params)
+    secret = generator.secret_key()
+    needed = analyse(PROGRAM, params).keys
+    keys = generator.evaluation_keys(secret, rotations=list(needed.rotations), conjugation=True)
+    x = integers(PROGRAM) * 0.01
+    batch = Encryptor(params, secret).encrypt(x.reshape(-1, SLOTS))
+    value = CipherArray(batch, x.shape[:-1])
+    expected = run(PROGRAM, Encrypted(Evaluator(params, keys)), {"x": value}, STORE)
+    with Executor.connect(scheduler.scheduler_address, workers=2, ship=ship) as executor:
+        executor.prepare(params, keys, STORE)
+        directories = set(executor._hosts.sync(executor.addresses).values())
+        assert len(directories) == 1
+        assert ({str(executor._hosts.root)} != directories) is ship
+        assert all(Path(d).stat().st_mode & 0o077 == 0 for d in directories)
+        for _ in range(2):
+            result = executor.run(PROGRAM, {"x": value}, stage_work=WORK)
+            found = result.outputs["y"].batch.data
+            assert np.array_equal(found, expected["y"].batch.data)
+        names = {p.name for d in directories for p in Path(d).iterdir()}
+        assert not any(name.startswith("run-") for name in names)
+    assert not any(Path(d).exists() for d in directories)
+
+
+def test_two_executors_share_a_cluster(scheduler: LocalCluster) -> None:
+    x = integers(PROGRAM)
+    address = scheduler.scheduler_address
+    with Executor.connect(address) as one, Executor.connect(address) as two:
+        one.prepare(store=STORE)
+        two.prepare(store={"w": 2 * STORE["w"]})
+        y = [e.run(PROGRAM, {"x": x}, interpreter="simulated").outputs["y"] for e in (one, two)]
+    assert not np.array_equal(*y)
+
+
+def test_a_worker_that_joins_late_is_waited_for_and_a_missing_one_is_named() -> None:
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp://",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    ) as found:
+        with pytest.raises(ClusterError, match=r"1 of 2 workers have joined within 0.2 s"):
+            Executor.connect(found.scheduler_address, workers=2, timeout=0.2)
+        late = threading.Thread(target=lambda: found.scale(2))
+        late.start()
+        with Executor.connect(found.scheduler_address, workers=2, timeout=30) as executor:
+            executor.prepare(store=STORE)
+            result = executor.run(
+                PROGRAM, {"x": integers(PROGRAM)}, interpreter="simulated", stage_work=WORK
+            )
+            assert {s.worker for s in result.timeline} == {0, 1}
+        late.join()
+
+
+class _Versions:
+    """A client whose cluster has what the test says."""
+
+    def __init__(self, **changes: Any) -> None:
+        def node() -> dict[str, Any]:
+            packages = dict.fromkeys(cluster.PACKAGES, "1.0")
+            return {"host": {"python": "3.11.7.final.0"}, "packages": packages}
+
+        self.found = {"client": node(), "scheduler": node(), "workers": {"tcp://w:1": node()}}
+        self.ours = {"scheduler": cluster.__version__, "worker": cluster.__version__}
+        for path, value in changes.items():
+            who, _, name = path.rpartition("__")
+            if name == "aegis_dask":
+                self.ours[who] = value
+                continue
+            target = self.found["workers"]["tcp://w:1"] if who == "worker" else self.found[who]
+            target["host" if name == "python" else "packages"][name] = value
+
+    def get_versions(self, packages: list[str]) -> dict[str, Any]:
+        return self.found
+
+    def run_on_scheduler(self, probe: Any) -> Any:
+        assert probe() == cluster.__version__
+        return self.ours["scheduler"]
+
+    def run(self, probe: Any) -> Any:
+        return {"tcp://w:1": self.ours["worker"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheduler__aegis_dask": None}, "the scheduler cannot import aegis_dask"),
+        ({"worker__aegis_dask": None}, "worker tcp://w:1 cannot import aegis_dask"),
+        ({"worker__aegis_dask": "0.0.1"}, "tcp://w:1 has aegis_dask 0.0.1, the client has"),
+        ({"worker__distributed": "0.9"}, "tcp://w:1 has distributed 0.9, the client has 1.0"),
+        ({"worker__numpy": None}, "tcp://w:1 cannot import numpy"),
+        ({"scheduler__python": "3.12.1.final.0"}, "the scheduler has Python 3.12, the client"),
+        ({"scheduler__python": "3.11.9.final.0"}, None),
+    ],
+)
+def test_missing_packages_and_other_versions_are_named(
+    changes: dict[str, Any], message: str | None
+) -> None:
+    client: Any = _Versions(**changes)
+    if message is None:
+        cluster.check_software(client)
+    else:
+        with pytest.raises(ClusterError, match=message):
+            cluster.check_software(client)
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_the_package_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    program = (
+        "import sys; sys.modules['aegis_dask'] = None; "
+        "from distributed.cli.dask_scheduler import main; "
+        f"main(['--host', '127.0.0.1', '--port', '0', '--no-dashboard', "
+        f"'--dashboard-address', '127.0.0.1:0', '--scheduler-file', {str(file)!r}])"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
+        worker = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny"),
+                *("--no-dashboard", "--scheduler-file", str(file)),
+            ],
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+        try:
+            with Client(scheduler_file=str(file), timeout=30, set_as_default=False) as client:
+                address = client.scheduler.address
+            with pytest.raises(ClusterError, match="the scheduler cannot import aegis_dask"):
+                Executor.connect(address, workers=1, timeout=30)
+        finally:
+            worker.kill()
+            worker.wait()
+            process.kill()
+
+
+def test_damage_on_the_way_is_found(
+    scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Damaged:
+        def __init__(self) -> None:
+            self.real = __import__("hashlib").sha256()
+
+        def update(self, data: Any) -> None:
+            self.real.update(bytes(data)[:-1] + b"\0")
+
+        def hexdigest(self) -> str:
+            return str(self.real.hexdigest())
+
+    class Module:
+        sha256 = Damaged
+
+    monkeypatch.setattr(hosts, "hashlib", Module)  # of the client only
+    with pytest.raises(ClusterError, match="arrived damaged"):
+        Executor.connect(scheduler.scheduler_address, ship=True)
+
+
+INTERRUPTED = """
+import os, sys
+import numpy as np
+from aegis_dask.runtime.executor import Executor
+from tests.runtime.programs import chain, SLOTS
+
+def main():
+    program, x = chain(400), np.ones((4, SLOTS)) + 0j
+    work = [1.0] * len(program.stages)
+    with Executor.local(workers=2, threads_per_worker=1) as executor:
+        options = dict(interpreter="simulated", stage_work=work)
+        try:
+            executor.run(program, {"x": x}, progress=lambda p: print("running", flush=True),
+                         **options)
+        except KeyboardInterrupt:
+            print("interrupted", executor.addresses, flush=True)
+        small = chain(2)
+        executor.run(small, {"x": x}, interpreter="simulated")
+        print("again", executor.addresses, flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_an_interrupt_from_the_keyboard_stops_the_run_and_no_worker(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the program."""
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        os.killpg(process.pid, 2)
+        rest = [line for line in process.stdout if line != "running\n"]
+    interrupted, again = rest
+    assert interrupted.startswith("interrupted")
+    assert again.split("again")[1] == interrupted.split("interrupted")[1]  # the same workers
+    assert process.returncode == 0
