@@ -141,8 +141,8 @@ def long_texts(length: int = 512, limit: int = 4) -> Similarities:
         other = [t for i, t in enumerate(whole) if i % 2 != fold] + short[1 - fold :: 2]
         train = [piece for t in other for piece in cut(t, length)] + joined(other, length)
         simulator = _Simulator(model, train)
-        exact = [t[: length - 1].tolist() + [int(t[-1])] for t in own if len(t) >= length]
-        tests = [np.array(t, np.int64) for t in exact] + joined(own, length)
+        exact = [np.append(t[: length - 1], t[-1]) for t in own if len(t) >= length]
+        tests = exact + joined(own, length)
         for ids in tests[: max(1, limit // 2)]:
             _compare(simulator, ids, out)
     return out

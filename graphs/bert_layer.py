@@ -12,10 +12,12 @@ layers = 1
 
 
 def program(x, layers):
+    """Run on an encrypted token matrix."""
     with x.capture.scope("layer0"):
         attended = attention_block(x, layers[0])
         return feed_forward_block(attended, layers[0])
 
 
 def reference(model, x):
+    """Do the same in float64 on ``[tokens, features]``."""
     return plain.layer(model.layers[0], x, np.ones(len(x), bool), model.config.heads)

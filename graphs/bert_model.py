@@ -14,6 +14,7 @@ layers = None  # all of them
 
 
 def program(x, layers):
+    """Run on an encrypted token matrix."""
     for i, layer in enumerate(layers):
         with x.capture.scope(f"layer{i}"):
             x = encoder_layer(x, layer)
@@ -21,4 +22,5 @@ def program(x, layers):
 
 
 def reference(model, x):
+    """Do the same in float64 on ``[tokens, features]``."""
     return plain.encode(model, x, np.ones(len(x), bool))

@@ -10,11 +10,13 @@ layers = 1
 
 
 def program(x, layers):
+    """Run on an encrypted token matrix."""
     with x.capture.scope("layer0"):
         return feed_forward_block(x, layers[0])
 
 
 def reference(model, x):
+    """Do the same in float64 on ``[tokens, features]``."""
     layer = model.layers[0]
     inner = plain.gelu(plain.linear(x, layer.up))
     return plain.layer_norm(x + plain.linear(inner, layer.down), layer.norm2)

@@ -12,11 +12,13 @@ layers = 1
 
 
 def program(x, layers):
+    """Run on an encrypted token matrix."""
     with x.capture.scope("layer0"):
         return attention_block(x, layers[0])
 
 
 def reference(model, x):
+    """Do the same in float64 on ``[tokens, features]``."""
     layer, heads = model.layers[0], model.config.heads
 
     def split(weights):
