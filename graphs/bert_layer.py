@@ -1,6 +1,8 @@
 """One whole encoder layer: self-attention, feed-forward network, both LayerNorms.
 
-aegis run graphs/bert_layer.py --text "..."
+No secure ring has enough levels for it without bootstrapping:
+
+    aegis run bert_layer --insecure --text "..."
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 Encrypted, this takes more levels than a ring has without bootstrapping; simulated it runs today:
 
-    aegis run graphs/bert_model.py --interpreter simulated --text "..."
+    aegis run bert_model --interpreter simulated --text "..."
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """The attention half of one encoder layer: ``LayerNorm(x + Attention(x))``.
 
-aegis run graphs/self_attention.py --text "..."
+aegis run self_attention --text "..."
 """
 
 import numpy as np

@@ -67,7 +67,10 @@ def test_an_example_fits_on_a_screen(script: Path) -> None:
 
 
 def test_the_program_in_the_readme_runs_and_is_precise() -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    graph, program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert graph[graph.index("def program") :].strip() in re.sub(
+        r'    """.*?"""\n', "", (ROOT / "graphs" / "bert_layer.py").read_text(encoding="utf-8")
+    )
     result = run_python("-c", program)
     assert result.returncode == 0, result.stderr
     (precision,) = worst_bits(result.stdout)

@@ -133,8 +133,10 @@ def fit_exponential(low: float, high: float, tolerance: float) -> Exponential:
     Raises
     ------
     RangeError
-        If no degree up to 511 with up to 4 squarings reaches it.
+        If the interval is empty, or no degree up to 511 with up to 4 squarings reaches it.
     """
+    if not low < high:
+        raise RangeError(f"the interval [{low}, {high}] for exp is empty")
     best: Exponential | None = None
     for squarings in (1, 2, 3, 4):
         scale = 1 << squarings

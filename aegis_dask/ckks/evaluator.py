@@ -258,7 +258,11 @@ class Evaluator:
         return x.with_data(data)
 
     def combinations(
-        self, terms: Sequence[Ciphertext], weights: ArrayLike, constants: Sequence[complex]
+        self,
+        terms: Sequence[Ciphertext],
+        weights: ArrayLike,
+        constants: Sequence[complex],
+        scale: Scale | None = None,
     ) -> list[Ciphertext]:
         """Return several sums of terms times constants, plus constants: one level.
 
@@ -270,6 +274,8 @@ class Evaluator:
             Real or complex ``[o, k]``.
         constants
             ``[o]``.
+        scale
+            Scale of the weights, the canonical one of the level by default.
 
         Returns
         -------
@@ -283,7 +289,8 @@ class Evaluator:
             raise ScaleError("a combination takes terms of one level, scale, shape and batch")
         w = np.asarray(weights, np.complex128)
         params, ring, level = self.params, self.params.ring, first.level
-        scale, limbs = params.scales[level], params.limbs(level)
+        limbs = params.limbs(level)
+        scale = params.scales[level] if scale is None else scale
         runs = 2 if np.any(w.imag) else 1
         encoded = np.empty((len(limbs), runs, *w.shape), np.uint32)
         for o, k in np.ndindex(*w.shape):

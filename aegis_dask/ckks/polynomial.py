@@ -6,13 +6,14 @@ al., ePrint 2020/1203, section 3): degree d takes ``ceil(log2(d + 1))`` levels o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import EncodingError, LevelError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def evaluate_chebyshev(
     x: Ciphertext,
     coefficients: ArrayLike,
     interval: tuple[float, float] = (-1.0, 1.0),
+    scales: Sequence[Scale] | None = None,
 ) -> Ciphertext:
     """Evaluate ``sum_k c_k T_k(t)``, t being x mapped from `interval` to [-1, 1].
 
@@ -70,6 +72,9 @@ def evaluate_chebyshev(
         Real or complex ``[degree + 1]``.
     interval
         Another interval than [-1, 1] costs one more level.
+    scales
+        Scale per level, the canonical ones by default. They must follow the same rule from level to
+        level: ``scales[l - 1] = scales[l]^2 Q_(l-1) / Q_l``.
 
     Raises
     ------
@@ -93,16 +98,17 @@ def evaluate_chebyshev(
             f"a polynomial of degree {len(c) - 1} takes {levels} levels"
             f"{' (one for the interval)' if mapped else ''}, {x!r} has {x.level}"
         )
+    scales = evaluator.params.scales if scales is None else scales
     if mapped:
-        x = evaluator.multiply(x, 2.0 / (high - low))
+        x = evaluator.combinations([x], [[2.0 / (high - low)]], [0.0], scales[x.level])[0]
         x = evaluator.add(x, -(high + low) / (high - low))
-    if not x.is_canonical:
+    if x.scale != scales[x.level]:
         raise LevelError(f"{x!r} does not have the canonical scale of its level; rescale it first")
     baby = min(
         range(1, max(2, depth(len(c) - 1))),
         key=lambda b: (_Counter(len(c) - 1, b).products, b),
     )
-    return _Evaluation(evaluator, x, baby).run(c)
+    return _Evaluation(evaluator, x, baby, scales).run(c)
 
 
 def divide(c: Coefficients, n: int) -> tuple[Coefficients, Coefficients]:
@@ -129,8 +135,11 @@ class _Evaluation:
     level at which it is used.
     """
 
-    def __init__(self, evaluator: Evaluator, x: Ciphertext, baby: int) -> None:
+    def __init__(
+        self, evaluator: Evaluator, x: Ciphertext, baby: int, scales: Sequence[Scale]
+    ) -> None:
         self.evaluator = evaluator
+        self.scales = scales
         self.top = x.level
         self.baby = baby
         self.powers: dict[int, Ciphertext] = {1: x}
@@ -148,7 +157,9 @@ class _Evaluation:
         if k not in self.powers:
             ev = self.evaluator
             a, b = (k + 1) // 2, k // 2
-            product = ev.multiply(self.power(a), self.power(b))
+            left, right = self.power(a), self.power(b)
+            level = min(left.level, right.level)
+            product = ev.multiply(self.lower(left, level), self.lower(right, level))
             product = ev.add(product, product)
             self.powers[k] = ev.sub(product, 1.0 if a == b else self.power(a - b))
         return self.powers[k]
@@ -156,8 +167,11 @@ class _Evaluation:
     def power_at(self, k: int, level: int) -> Ciphertext:
         """Return T_k at a lower level; several uses share it."""
         if (k, level) not in self.lowered:
-            self.lowered[k, level] = self.evaluator.to_level(self.power(k), level)
+            self.lowered[k, level] = self.lower(self.power(k), level)
         return self.lowered[k, level]
+
+    def lower(self, x: Ciphertext, level: int) -> Ciphertext:
+        return self.evaluator.to_level(x, level, self.scales[level])
 
     def is_leaf(self, degree: int, level: int) -> bool:
         """Whether ``T_0 .. T_degree`` can be combined by constants directly to `level`."""
@@ -189,7 +203,8 @@ class _Evaluation:
             weights = [[c[k] if k < len(c) else 0.0 for k in used] for c in parts]
             terms = [self.power_at(k, level + 1) for k in used]
             constants = [complex(c[0]) for c in parts]
-            combined = self.evaluator.combinations(terms, weights, constants)
+            scale = self.scales[level + 1]
+            combined = self.evaluator.combinations(terms, weights, constants, scale)
             self.leaves.update(zip(members, combined, strict=True))
 
     def evaluate(self, c: Coefficients, level: int) -> Ciphertext:
@@ -197,13 +212,13 @@ class _Evaluation:
         degree = len(c) - 1
         ev = self.evaluator
         if self.is_leaf(degree, level):
-            return ev.to_level(self.leaves.pop(next(self.order)), level)
+            return self.lower(self.leaves.pop(next(self.order)), level)
         n = _split(degree)
         q, r = divide(c, n)
         # q is evaluated one level higher, then both factors share that level.
         giant = self.power_at(n, level + 1)
         if len(q) == 1:
-            out = ev.multiply(giant, complex(q[0]))
+            out = ev.combinations([giant], [[q[0]]], [0.0], self.scales[level + 1])[0]
         else:
             out = ev.multiply(self.evaluate(q, level + 1), giant)
         if not np.any(r):

@@ -413,7 +413,7 @@ class _Measured(_Scores):
         }
         low = min(v[0] / scale[c] for c, v in seen.items() if v[0] <= v[1])
         high = max(v[1] / scale[c] for c, v in seen.items() if v[0] <= v[1])
-        return NormRanges(low / margins.variance, high * margins.variance, scale)
+        return NormRanges(float(low / margins.variance), float(high * margins.variance), scale)
 
 
 def check_inside(

@@ -6,12 +6,15 @@ A graph file defines
   `circuits.encoder.EncoderLayer` objects, the result, a token matrix;
 - ``reference(model, x)``: the same in float64 on ``[tokens, features]`` (optional: without it
   results are compared with the simulated program);
+- ``prepare(model, x)``: from a text's embeddings ``[tokens, features]`` what is encrypted, computed
+  by the client in float64 (optional: without it the embeddings themselves);
 - ``layers``: how many layers it uses, None for all.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +36,13 @@ FOLDERS = (
 
 @dataclass(frozen=True)
 class Graph:
-    """A loaded graph file."""
+    """A loaded graph file; its attributes are what the file defines (see the module)."""
 
     name: str
     program: Body
     reference: Callable[[BertModel, Float], Float] | None
     layers: int | None
+    prepare: Callable[[BertModel, Float], Float] | None = None
 
 
 def graph_names() -> list[str]:
@@ -71,11 +75,26 @@ def load_graph(path: str | Path) -> Graph:
     try:
         spec.loader.exec_module(module)
     except Exception as e:
-        raise ProgramError(f"graph {found} cannot be loaded: {type(e).__name__}: {e}") from e
-    program = getattr(module, "program", None)
-    if not callable(program):
+        raise ProgramError(
+            f"graph {found} cannot be loaded{_line_of(e, found)}: {type(e).__name__}: {e}"
+        ) from e
+    if not callable(getattr(module, "program", None)):
         raise ProgramError(f"graph {found} does not define program(x, layers)")
+    optional = {what: getattr(module, what, None) for what in ("reference", "prepare")}
+    for what, function in optional.items():
+        if function is not None and not callable(function):
+            raise ProgramError(
+                f"graph {found}: {what} is {function!r}, it must be a function of (model, x)"
+            )
     layers = getattr(module, "layers", None)
-    if layers is not None and (not isinstance(layers, int) or layers < 1):
+    if layers is not None and (type(layers) is not int or layers < 1):
         raise ProgramError(f"graph {found}: layers is {layers!r}, it must be None or at least 1")
-    return Graph(found.stem, program, getattr(module, "reference", None), layers)
+    return Graph(found.stem, module.program, optional["reference"], layers, optional["prepare"])
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """Return where in a file an exception arose, as text for a message."""
+    if isinstance(error, SyntaxError):
+        return ""  # its own message says
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""

@@ -14,6 +14,7 @@ from aegis_dask.ckks.encoder import Encoder, embed
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.errors import EncodingError, ProgramError
+from aegis_dask.program.hoisting import two_stages
 from aegis_dask.program.operations import PlainMatrix, Shape, Store
 
 WEIGHT_BYTES = 1 << 26
@@ -264,11 +265,16 @@ class Encrypted:
         return self._like(self.evaluator.rotate(x.batch, step), x)
 
     def rotations(self, x: CipherArray, steps: Sequence[int]) -> CipherArray:
-        """Return ``[*s, len(steps)]``: all rotations of a ciphertext share one decomposition."""
-        rotated = self.evaluator.rotate_many(x.batch, [s for s in steps if s])
+        """Return ``[*s, len(steps)]``: rotations that share decompositions (see `hoisting`)."""
+        outer, inner = two_stages(tuple(steps), self.params.slots)
         data = np.empty((x.batch.batch, len(steps), *x.batch.data.shape[1:]), np.uint32)
-        for i, s in enumerate(steps):
-            data[:, i] = rotated[s].data if s else x.batch.data
+        turned = self.evaluator.rotate_many(x.batch, [s for s in outer if s])
+        for k, first in enumerate(outer):
+            base = turned[first] if first else x.batch
+            here = inner[: len(steps) - k * len(inner)]
+            rotated = self.evaluator.rotate_many(base, [s for s in here if s])
+            for i, s in enumerate(here):
+                data[:, k * len(inner) + i] = rotated[s].data if s else base.data
         flat = data.reshape(-1, *data.shape[2:])
         return CipherArray(x.batch.with_data(flat), (*x.shape, len(steps)))
 

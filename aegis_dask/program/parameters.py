@@ -14,9 +14,13 @@ from aegis_dask.ckks.parameters import (
 )
 from aegis_dask.errors import InsecureParametersWarning, ParameterError
 
-BASE_BITS = 50
 TOP_BITS = 60
 """The top level is wider: fresh ciphertexts are then encrypted at a larger scale."""
+
+
+def _base_bits(scale_bits: int) -> int:
+    """Return the bits of level 0, two primes: about ten more than the scale, for the message."""
+    return 50 if scale_bits <= 40 else 60
 
 
 def parameters_for(
@@ -44,7 +48,7 @@ def parameters_for(
         If no preset fits and insecure ones are not allowed, or the ring is too small or too large.
     """
     log_n = slots.bit_length()
-    if slots != 1 << (log_n - 1) or not MIN_LOG_N <= log_n <= MAX_LOG_N:
+    if not MIN_LOG_N <= log_n <= MAX_LOG_N or slots != 1 << (log_n - 1):
         raise ParameterError(
             f"there are rings with a power of two of slots from {1 << (MIN_LOG_N - 1)} to "
             f"{1 << (MAX_LOG_N - 1)}; {slots} was given"
@@ -66,13 +70,13 @@ def parameters_for(
             "insecure parameters (--insecure)"
         )
     literals = []
-    levels = (scale_bits,) * (depth - 1) + (TOP_BITS,)
+    base, levels = _base_bits(scale_bits), (scale_bits,) * (depth - 1) + (TOP_BITS,)
     for digits in range(2, 9):
-        special = -(-(BASE_BITS + sum(levels)) // (30 * digits)) + 1
+        special = -(-(base + sum(levels)) // (30 * digits)) + 1
         for count in range(special, special + 3):
             literal = ParametersLiteral(
                 log_n,
-                BASE_BITS,
+                base,
                 levels,
                 count,
                 digits,

@@ -20,6 +20,7 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.polynomial import evaluate_chebyshev
 from aegis_dask.errors import LevelError, ProgramError
 from aegis_dask.program.graph import Program, Stage
+from aegis_dask.program.hoisting import two_stages
 from aegis_dask.program.operations import (
     AddPlain,
     Input,
@@ -64,9 +65,8 @@ class Symbol:
         return prod(self.shape)
 
     @property
-    def is_canonical(self) -> bool:
-        """Always: only real scales can be off."""
-        return True
+    def scale(self) -> None:
+        """None: only ciphertexts have one."""
 
 
 @dataclass
@@ -297,11 +297,16 @@ class Symbolic:
         return x
 
     def rotations(self, x: Symbol, steps: Sequence[int]) -> Symbol:
-        """Count rotations that share a decomposition."""
-        nonzero = [s for s in steps if s]
-        for i, s in enumerate(nonzero):
-            self._rotated(x.count, x.level, s, hoisted=i > 0)
+        """Count rotations that share decompositions, as the encrypted interpreter does them."""
+        outer, inner = two_stages(tuple(steps), self.params.slots)
+        self._hoisted(x, outer)
+        for k in range(len(outer)):
+            self._hoisted(x, inner[: len(steps) - k * len(inner)])
         return Symbol((*x.shape, len(steps)), x.level)
+
+    def _hoisted(self, x: Symbol, steps: Sequence[int]) -> None:
+        for i, s in enumerate(s for s in steps if s):
+            self._rotated(x.count, x.level, s, hoisted=i > 0)
 
     def rotate_sum(self, x: Symbol, steps: Sequence[int]) -> Symbol:
         """Count a rotation for each step but 0, and their sum."""
@@ -337,15 +342,8 @@ class _ChebyshevEvaluator:
     def __init__(self, arithmetic: Symbolic) -> None:
         self.arithmetic = arithmetic
 
-    def multiply(self, x: Symbol, y: Any, rescale: bool = True) -> Symbol:
-        a = self.arithmetic
-        if isinstance(y, Symbol):
-            return a.multiply(x, y)
-        if rescale:
-            return a.multiply_constant(x, y)
-        a.note("plain_products", 1)
-        a._elementwise(x)
-        return x
+    def multiply(self, x: Symbol, y: Symbol) -> Symbol:
+        return self.arithmetic.multiply(x, y)
 
     def add(self, x: Symbol, y: Any) -> Symbol:
         if isinstance(y, Symbol):
@@ -354,7 +352,9 @@ class _ChebyshevEvaluator:
 
     sub = add
 
-    def combinations(self, terms: Sequence[Symbol], weights: Any, constants: Any) -> list[Symbol]:
+    def combinations(
+        self, terms: Sequence[Symbol], weights: Any, constants: Any, scale: Any
+    ) -> list[Symbol]:
         """Count sums of terms times constants."""
         a, x, (rows, inner) = self.arithmetic, terms[0], np.shape(weights)
         a.note("plain_products", rows * inner)
@@ -381,7 +381,8 @@ def _chebyshev_cost(
     arithmetic = Symbolic(params)
     evaluator: Any = _ChebyshevEvaluator(arithmetic)
     x: Any = Symbol((), level)
-    out = evaluate_chebyshev(evaluator, x, coefficients)
+    scales: Any = [x.scale] * (level + 1)
+    out = evaluate_chebyshev(evaluator, x, coefficients, scales=scales)
     return arithmetic.cost, out.level
 
 

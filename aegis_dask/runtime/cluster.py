@@ -33,6 +33,8 @@ LOCAL_CONFIG = {
     "distributed.scheduler.allowed-failures": 0,
     # A paused worker waits for memory that no other would free. It is ended at 95 % instead.
     "distributed.worker.memory.pause": False,
+    # Connections within one machine: whoever does not accept in that time has ended.
+    "distributed.comm.timeouts.connect": "10s",
 }
 QUIET = ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core")
 

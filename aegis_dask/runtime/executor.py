@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,21 +23,15 @@ from aegis_dask.program.symbolic import Analysis, analyse
 from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context, InterpreterFactory
-from aegis_dask.runtime.cut import LEAST_SECONDS, TARGET_SECONDS, split
+from aegis_dask.runtime.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.runtime.hosts import Hosts
-from aegis_dask.runtime.lowering import Plan, lower
 from aegis_dask.runtime.measure import WorkerReport
 from aegis_dask.runtime.place import Strategy, contiguous
+from aegis_dask.runtime.plan import make_plan
 from aegis_dask.runtime.progress import ProgressCallback
-from aegis_dask.runtime.result import (
-    Result,
-    WorkerSummary,
-    make_timeline,
-    measure_scheduling,
-    sum_operations,
-    sum_stages,
-)
+from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import Session
+from aegis_dask.runtime.tasks import Plan
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_rows
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
@@ -312,7 +307,7 @@ class Executor:
         interpreter: str | InterpreterFactory = "encrypted",
     ) -> Plan:
         """Return the tasks of a program on these workers (see `run`)."""
-        sizes = [1] * len(program.nodes)
+        sizes = None
         analysis = self._analyse(program, top_level, interpreter)
         if analysis is not None:
             sizes = analysis.node_bytes
@@ -320,15 +315,15 @@ class Executor:
                 stage_work = [s / (self.threads or 1) for s in analysis.stage_work]
         if stage_work is None:
             stage_work = [UNKNOWN_STAGE_SECONDS] * len(program.stages)
-        units = split(program, self.workers, stage_work, target_seconds, least_seconds)
-        owners = place(program, units, self.workers, sizes)
-        if len(owners) != len(units) or not all(0 <= w < self.workers for w in owners):
-            raise ClusterError(
-                f"the placement gave {len(owners)} workers for {len(units)} units, from "
-                f"{min(owners, default=0)} to {max(owners, default=0)}; it must give one of 0 to "
-                f"{self.workers - 1} for each"
-            )
-        return lower(program, units, owners, self.workers)
+        return make_plan(
+            program,
+            self.workers,
+            stage_work,
+            node_bytes=sizes,
+            place=place,
+            target_seconds=target_seconds,
+            least_seconds=least_seconds,
+        )
 
     def _analyse(
         self, program: Program, top_level: int | None, interpreter: str | InterpreterFactory
@@ -413,6 +408,11 @@ class Executor:
             reports: dict[str, WorkerReport] = self.client.run(
                 plugin.report_run, run, workers=list(addresses)
             )
+        except (OSError, TimeoutError, CancelledError) as e:
+            raise ClusterError(
+                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
+                "worker that has been restarted is taken up"
+            ) from e
         finally:
             self._hosts.withdraw(file)
             with suppress(Exception):  # workers may be gone
@@ -441,46 +441,36 @@ class Executor:
     def _result(
         self, session: Session, outputs: dict[str, Any], reports: dict[str, WorkerReport]
     ) -> Result:
-        program, tasks, addresses = session.program, session.tasks, session.spec.addresses
-        timeline = make_timeline(program, tasks, addresses, reports, session.begin)
-        names = self.client.scheduler_info(n_workers=-1)["workers"]
-        workers = [
-            WorkerSummary(
-                a,
-                str(names.get(a, {}).get("name", i)),
-                len(reports[a].records),
-                sum(r.seconds for r in reports[a].records),
-                reports[a].peak_memory,
-            )
-            for i, a in enumerate(addresses)
-        ]
         params, kind = self._context.params, session.spec.interpreter
-        return Result(
-            outputs={name: outputs[name] for name in program.outputs},
-            seconds=session.seconds,
-            operations=sum_operations(reports),
-            stages=sum_stages(program, timeline),
+        about = {
+            "program": repr(session.program),
+            "parameters": "none: nothing is encrypted" if params is None else repr(params),
+            "interpreter": getattr(kind, "__name__", str(kind)),
+            "kernel threads per worker": str(self.threads),
+            "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        names = self.client.scheduler_info(n_workers=-1)["workers"]
+        addresses = session.spec.addresses
+        return make_result(
+            session.program,
+            session.tasks,
+            addresses,
+            [str(names.get(a, {}).get("name", i)) for i, a in enumerate(addresses)],
+            reports,
+            outputs={name: outputs[name] for name in session.program.outputs},
             transfers=count_transfers(
-                program,
-                tasks,
+                session.program,
+                session.tasks,
                 session.index_of,
                 addresses,
                 reports,
                 session.sent,
                 session.fetched,
             ),
-            tasks=len(timeline),
-            scheduling=measure_scheduling(tasks, timeline, len(addresses), session.seconds),
-            workers=workers,
-            timeline=timeline,
+            begin=session.begin,
+            seconds=session.seconds,
             dashboard=self.dashboard_link,
-            about={
-                "program": repr(program),
-                "parameters": "none: nothing is encrypted" if params is None else repr(params),
-                "interpreter": getattr(kind, "__name__", str(kind)),
-                "kernel threads per worker": str(self.threads),
-                "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            },
+            about=about,
         )
 
 

@@ -18,7 +18,7 @@ from dask.task_spec import Task as DaskTask
 from dask.task_spec import TaskRef
 
 from aegis_dask.program.graph import Program
-from aegis_dask.runtime.lowering import Plan, Task
+from aegis_dask.runtime.tasks import Plan, Task
 from aegis_dask.runtime.worker import run_task
 
 Key = tuple[str, int]
@@ -33,6 +33,8 @@ class Group:
 
     Attributes
     ----------
+    index
+        Position among the groups.
     name
         Scope of its first stage, for example ``layer0``.
     tasks
@@ -43,6 +45,7 @@ class Group:
         Last group that uses a result of this one.
     """
 
+    index: int
     name: str
     tasks: tuple[int, int]
     wanted: tuple[int, ...]
@@ -124,7 +127,7 @@ def make_groups(program: Program, plan: Plan, most: int = GROUP_TASKS) -> list[G
             wanted[group_of[i]].add(i)
             last_use[group_of[i]] = len(starts)
     return [
-        Group(names[g], (a, b), tuple(sorted(wanted[g])), last_use[g])
+        Group(g, names[g], (a, b), tuple(sorted(wanted[g])), last_use[g])
         for g, (a, b) in enumerate(pairwise(bounds))
     ]
 

@@ -78,7 +78,7 @@ class Hosts:
         """Bring all published files to the hosts of workers; return worker -> directory."""
         where = self._locate(addresses)
         for host in self._hosts:
-            if not host.is_ours:
+            if not host.is_ours and host.workers:
                 for relative in self._published:
                     if relative not in host.sent:
                         self._ship(relative, host)
@@ -97,8 +97,6 @@ class Hosts:
     def _locate(self, addresses: list[str]) -> dict[str, str]:
         for host in self._hosts:
             host.workers = [w for w in host.workers if w in addresses]
-        # A host without workers may have lost its files; ours cannot.
-        self._hosts = [h for h in self._hosts if h.workers or h.is_ours]
         known = {w for h in self._hosts for w in h.workers}
         left = [a for a in addresses if a not in known]
         for host in self._hosts:

@@ -20,113 +20,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from aegis_dask.program.graph import Program, Stage
 from aegis_dask.program.interpreter import needed_whole
 from aegis_dask.program.operations import Input, Total
 from aegis_dask.runtime.cut import Rows, Unit
+from aegis_dask.runtime.tasks import Argument, Kind, Piece, Plan, Take, Task
 
 FAN_IN = 8
 """Values that one sum adds: sums are chained, so that few of the values are held at a time."""
-
-Kind = Literal["stage", "input", "sum", "join", "pick"]
-
-
-@dataclass(frozen=True)
-class Take:
-    """Part of what a source gives.
-
-    Attributes
-    ----------
-    source
-        Position among the sources of the task.
-    slot
-        Which of several results, or None for the only one.
-    rows
-        Range within the rows that the source gives, or None for all.
-    """
-
-    source: int
-    slot: int | None = None
-    rows: Rows | None = None
-
-
-@dataclass(frozen=True)
-class Argument:
-    """The value of a node, from parts that are joined, or added if they are partial sums."""
-
-    node: int
-    takes: tuple[Take, ...]
-    add: bool = False
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one worker does without a break.
-
-    Attributes
-    ----------
-    index
-        Position in the list of tasks, in which sources come first.
-    kind
-        What it does (see the module).
-    stage
-        Stage for which it is done.
-    rows
-        Rows of the leading axis that it gives, or None for all.
-    sources
-        Tasks whose results it takes.
-    arguments
-        How its arguments are made of them.
-    results
-        Nodes whose values, or rows of them, it gives.
-    owner
-        Worker that runs it.
-    rank
-        Tasks of a lower rank are to run first.
-    seconds
-        Estimated work.
-    """
-
-    index: int
-    kind: Kind
-    stage: int
-    rows: Rows | None
-    sources: tuple[int, ...]
-    arguments: tuple[Argument, ...]
-    results: tuple[int, ...]
-    owner: int
-    rank: float
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows of a value, or a partial sum of it, that a task gives."""
-
-    task: int
-    slot: int | None = None
-    rows: Rows | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Tasks, and where the outputs of the program are.
-
-    Attributes
-    ----------
-    tasks
-        All tasks, sources first.
-    outputs
-        Name -> tasks that give its rows, in order, one result each.
-    workers
-        Number of workers.
-    """
-
-    tasks: list[Task]
-    outputs: dict[str, tuple[int, ...]]
-    workers: int
 
 
 @dataclass
@@ -376,8 +278,7 @@ class _Lowering:
         values = [self.program.nodes[i] for i in node.inputs]
         alike = len({(v.depth, v.components) for v in values}) == 1
         inputs = any(isinstance(v.op, Input) for v in values)
-        distinct = len(set(node.inputs)) == len(node.inputs)
-        return isinstance(node.op, Total) and alike and distinct and not inputs
+        return isinstance(node.op, Total) and alike and not inputs
 
     def lower_total(self, stage: Stage, unit: Unit, w: int) -> None:
         """Add on each worker what it has, then send one value per worker."""

@@ -149,7 +149,7 @@ def cancel_run(run: str, dask_worker: Any) -> None:
 def active_tasks(run: str, dask_worker: Any) -> int:
     """Return how many tasks of a run this worker is executing."""
     state = plugin_of(dask_worker).runs.get(run)
-    return 0 if state is None else state.active
+    return 0 if state is None else len(state.active)
 
 
 def report_run(run: str, dask_worker: Any) -> WorkerReport:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aegis_dask.program.graph import Program
-from aegis_dask.runtime.lowering import Task
 from aegis_dask.runtime.measure import WorkerReport
+from aegis_dask.runtime.tasks import Task
 from aegis_dask.runtime.transfers import Transfers
 
 
@@ -147,6 +147,47 @@ class Result:
             f"Result({', '.join(self.outputs)}: {self.tasks} tasks on {len(self.workers)} workers "
             f"in {self.seconds:.2f} s, {self.scheduling_share:.0%} of it scheduling)"
         )
+
+
+def make_result(
+    program: Program,
+    tasks: Sequence[Task],
+    addresses: Sequence[str],
+    names: Sequence[str],
+    reports: Mapping[str, WorkerReport],
+    *,
+    outputs: dict[str, Any],
+    transfers: Transfers,
+    begin: float,
+    seconds: float,
+    dashboard: str,
+    about: dict[str, str],
+) -> Result:
+    """Return the result of a run from what its workers, of these addresses and names, report."""
+    timeline = make_timeline(program, tasks, addresses, reports, begin)
+    workers = [
+        WorkerSummary(
+            address,
+            name,
+            len(reports[address].records),
+            sum(r.seconds for r in reports[address].records),
+            reports[address].peak_memory,
+        )
+        for address, name in zip(addresses, names, strict=True)
+    ]
+    return Result(
+        outputs=outputs,
+        seconds=seconds,
+        operations=sum_operations(reports),
+        stages=sum_stages(program, timeline),
+        transfers=transfers,
+        tasks=len(timeline),
+        scheduling=measure_scheduling(tasks, timeline, len(addresses), seconds),
+        workers=workers,
+        timeline=timeline,
+        dashboard=dashboard,
+        about=about,
+    )
 
 
 def make_timeline(

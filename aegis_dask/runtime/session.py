@@ -23,9 +23,9 @@ from aegis_dask.runtime.graph import (
     make_keys,
     make_ranks,
 )
-from aegis_dask.runtime.lowering import Plan
 from aegis_dask.runtime.progress import Progress, ProgressCallback
 from aegis_dask.runtime.serialization import payload_bytes
+from aegis_dask.runtime.tasks import Plan
 from aegis_dask.runtime.transfers import format_bytes
 from aegis_dask.runtime.values import rows_of
 from aegis_dask.runtime.worker import TOPIC, RunSpec, TaskError
@@ -63,6 +63,13 @@ class Session:
         self.index_of = {key: i for i, key in enumerate(self.keys)}
         self.ranks = make_ranks(self.tasks)
         self.groups = make_groups(self.program, plan)
+        self._input_last_use = {
+            i: group.index
+            for group in self.groups
+            for t in range(*group.tasks)
+            for i in self.tasks[t].sources
+            if self.tasks[i].kind == "input"
+        }
         self.events: queue.Queue[Event] = queue.Queue()
         self.futures: dict[int, Future] = {}
         self.done: set[int] = set()
@@ -73,13 +80,9 @@ class Session:
         self._memory_kills: dict[str, int] = {}
         self._limits: dict[str, tuple[str, int]] = {}
         self._last_sign = self._last_progress = 0.0
+        self.compute_tasks = sum(t.kind != "input" for t in self.tasks)
         self._work = sum(t.seconds for t in self.tasks) or 1.0
         self._worked, self._finished = 0.0, 0
-
-    @property
-    def compute_tasks(self) -> int:
-        """Number of tasks that compute."""
-        return sum(t.kind != "input" for t in self.tasks)
 
     def execute(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Run, and return the pieces of every output.
@@ -178,23 +181,28 @@ class Session:
             self.sent[task.index] = payload_bytes(part)
 
     def _run_groups(self) -> None:
-        groups = [g for g in self.groups if g.wanted]
-        waiting = list(groups)
+        waiting = [g for g in self.groups if g.wanted]
         running: list[Group] = []
+        held = list(waiting)  # whose results are still with the cluster
         last_look = time.time()
         while waiting or running:
             while waiting and self._has_room(running, waiting[0]):
                 self._submit(waiting[0])
                 running.append(waiting.pop(0))
             self._wait(min(0.5, POLL_SECONDS))
-            running = [g for g in running if not self.done.issuperset(g.wanted)]
-            self._release({*self._indices(waiting), *self._indices(running)})
+            finished = [g for g in running if self.done.issuperset(g.wanted)]
+            if finished:
+                running = [g for g in running if g not in finished]
+                held = self._release(held, [*running, *waiting])
             if time.time() - last_look > POLL_SECONDS:
                 self._look_at_workers()
                 last_look = time.time()
 
-    def _indices(self, groups: Sequence[Group]) -> list[int]:
-        return [self.groups.index(g) for g in groups]
+        if self.progress is not None and self._finished < self.compute_tasks:
+            # The word on the last tasks is still on its way.
+            last = self.program.stages[self.tasks[-1].stage].name
+            seconds, total = time.time() - self.begin, self.compute_tasks
+            self.progress(Progress(total, total, 1.0, last, seconds))
 
     def _has_room(self, running: Sequence[Group], group: Group) -> bool:
         flying = sum(g.tasks[1] - g.tasks[0] for g in running)
@@ -215,15 +223,17 @@ class Session:
             self.futures[i] = future
             future.add_done_callback(lambda _, i=i: self.events.put(("done", i)))
 
-    def _release(self, unfinished: set[int]) -> None:
-        """Let go of results that no unfinished group uses."""
-        first = min(unfinished, default=len(self.groups))
-        for group in self.groups:
+    def _release(self, held: list[Group], unfinished: list[Group]) -> list[Group]:
+        """Let go of results that no unfinished group uses; return the groups that keep theirs."""
+        first = min((g.index for g in unfinished), default=len(self.groups))
+        for group in held:
             if group.last_use < first:
                 for i in group.wanted:
-                    future = self.futures.pop(i, None)
-                    if future is not None:
-                        future.release()
+                    self.futures.pop(i).release()
+        for i in [i for i, last in self._input_last_use.items() if last < first]:
+            del self._input_last_use[i]
+            self.futures.pop(i).release()
+        return [g for g in held if g.last_use >= first]
 
     def _fetch(self) -> dict[str, list[Any]]:
         out: dict[str, list[Any]] = {}

@@ -18,9 +18,9 @@ from aegis_dask.errors import ClusterError
 from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run_stage
 from aegis_dask.runtime.context import Context, InterpreterFactory
-from aegis_dask.runtime.lowering import Argument, Take, Task
 from aegis_dask.runtime.measure import Record, Timed, WorkerReport, now
 from aegis_dask.runtime.serialization import Results, payload_bytes
+from aegis_dask.runtime.tasks import Argument, Take, Task
 
 PLUGIN = "aegis"
 """Name of the plugin on every worker."""
@@ -69,7 +69,23 @@ class RunSpec:
 
 @dataclass
 class RunState:
-    """A run on one worker."""
+    """A run on one worker.
+
+    Attributes
+    ----------
+    spec, context
+        What runs, on what.
+    lock
+        Held by the task that runs: one at a time for all runs of the worker.
+    threads
+        Threads of the kernels; None where none are called.
+    report
+        What has been measured.
+    is_cancelled
+        Whether tasks that have not begun are to fail.
+    active
+        Tasks that run, or wait for the lock.
+    """
 
     spec: RunSpec
     context: Context
@@ -77,7 +93,7 @@ class RunState:
     threads: int | None
     report: WorkerReport = field(default_factory=WorkerReport)
     is_cancelled: bool = False
-    active: int = 0
+    active: list[int] = field(default_factory=list)
     _interpreter: Any = None
 
     def run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
@@ -88,7 +104,7 @@ class RunState:
         TaskError
             Whatever goes wrong.
         """
-        self.active += 1
+        self.active.append(index)
         try:
             with self.lock:  # a worker with several threads: kernels have threads of their own
                 return self._run(index, inputs, worker)
@@ -96,7 +112,7 @@ class RunState:
             trace = traceback.format_exc()
             raise TaskError(index, worker.address, _picklable(error), trace) from None
         finally:
-            self.active -= 1
+            self.active.remove(index)
 
     def _run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
         task = self.spec.tasks[index]

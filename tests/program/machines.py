@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Program
-from aegis_dask.program.interpreter import run
-from aegis_dask.program.operations import Store
+from aegis_dask.program.interpreter import needed_whole, run, run_stage
+from aegis_dask.program.operations import Input, Store
 from tests.schemes import Scheme
 
 SLOTS = 512
@@ -83,3 +84,38 @@ def worst_bits(found: Slots, expected: Slots) -> float:
     """-log2 of the largest error."""
     assert found.shape == expected.shape
     return float(-np.log2(max(np.max(np.abs(found - expected)), 2.0**-60)))
+
+
+def run_in_parts(
+    program: Program,
+    e: Any,
+    inputs: Mapping[str, Any],
+    store: Store,
+    bounds: Callable[[int], Sequence[int]],
+) -> dict[int, Any]:
+    """Run every split stage range by range, as separate tasks would; return all results by node.
+
+    A part gets nothing but what `needed_whole` says. `bounds` gives 0, the cuts, and the length.
+    """
+    values = {program.inputs[name]: x for name, x in inputs.items()}
+    for stage in program.stages:
+        if any(isinstance(program.nodes[i].op, Input) for i in stage.nodes):
+            continue
+        whole = needed_whole(program, stage)
+        if stage.over is None:
+            values.update(run_stage(program, stage, e, store, {j: values[j] for j in whole}))
+            continue
+        parts: list[dict[int, Any]] = []
+        cuts = bounds(stage.over)
+        for rows in pairwise(cuts):
+            given = {j: values[j] if w else e.part(values[j], *rows) for j, w in whole.items()}
+            parts.append(run_stage(program, stage, e, store, given, rows))
+        for i in program.results(stage):
+            pieces = [p[i] for p in parts]
+            if program.nodes[i].op.reduces:
+                values[i] = pieces[0]
+                for x in pieces[1:]:
+                    values[i] = e.add(values[i], x)
+            else:
+                values[i] = e.join(pieces)
+    return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +11,17 @@ import pytest
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.graph import Capture, Program, capture, total
 from aegis_dask.runtime.cut import Unit, block_of, is_input, split
-from aegis_dask.runtime.lowering import FAN_IN, Plan, lower
+from aegis_dask.runtime.lowering import FAN_IN, lower
 from aegis_dask.runtime.place import contiguous
+from aegis_dask.runtime.plan import make_plan
+from aegis_dask.runtime.tasks import Plan
 from tests.runtime.programs import SLOTS, chain, model
 
 PROGRAM, _ = model()
 
 
-def plan_of(program: Program, workers: int, seconds: float, **options: float) -> Plan:
-    units = split(program, workers, [seconds] * len(program.stages), **options)
-    owners = contiguous(program, units, workers, [1] * len(program.nodes))
-    return lower(program, units, owners, workers)
+def plan_of(program: Program, workers: int, seconds: float, **options: Any) -> Plan:
+    return make_plan(program, workers, [seconds] * len(program.stages), **options)
 
 
 def by_stage(units: list[Unit]) -> dict[int, list[Unit]]:
@@ -134,6 +135,39 @@ def test_sums_over_workers_send_one_value_per_worker() -> None:
     # Sums are to run as soon as their terms are there, before later terms.
     first = min((t for t in tasks if t.kind == "sum"), key=lambda t: t.index)
     assert first.rank < max(t.rank for t in tasks if t.kind == "stage")
+
+
+def test_a_partial_sum_that_several_tasks_need_is_put_together_once() -> None:
+    def build(c: Capture) -> None:
+        x = c.input("x", (8,))
+        with c.stage("square", over=8):
+            y = x * 2
+            q = y.sum_of_squares()
+        with c.stage("scale", over=8):
+            z = (y + q).relinearise()
+        c.output("z", z)
+
+    plan = plan_of(capture(SLOTS, build), 2, 4.0)
+    sums = [t for t in plan.tasks if t.kind == "sum"]
+    # On each worker four parts; then the two workers' sums.
+    assert [len(t.arguments) for t in sums] == [4, 4, 2]
+    users = [t for t in plan.tasks if t.kind == "stage" and sums[-1].index in t.sources]
+    assert len(users) == 8
+
+
+def test_values_of_several_levels_are_added_in_the_order_of_the_program() -> None:
+    """Bringing a value to another level rounds: there the order of a sum matters."""
+
+    def build(c: Capture) -> None:
+        x = c.input("x", (4,))
+        parts = []
+        for g in range(8):
+            with c.stage(f"giant{g}"):
+                parts.append(x.rotate(g + 1) if g else x * 0.5)
+        c.output("y", total(parts))
+
+    plan = plan_of(capture(SLOTS, build), 4, 1.0)
+    assert not [t for t in plan.tasks if t.kind == "sum"]
 
 
 def test_another_worker_fetches_only_the_result_and_the_rows_it_needs() -> None:

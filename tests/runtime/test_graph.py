@@ -7,7 +7,7 @@ import pickle
 import pytest
 from dask.utils import key_split
 
-from aegis_dask.runtime.cut import split
+from aegis_dask.program.graph import Program
 from aegis_dask.runtime.graph import (
     GROUP_TASKS,
     make_graph,
@@ -16,17 +16,15 @@ from aegis_dask.runtime.graph import (
     make_ranks,
     words_of,
 )
-from aegis_dask.runtime.lowering import lower
-from aegis_dask.runtime.place import contiguous
+from aegis_dask.runtime.plan import make_plan
+from aegis_dask.runtime.tasks import Plan
 from tests.runtime.programs import chain, model
 
 PROGRAM, _ = model()
 
 
-def plan_of(program, workers=2):  # type: ignore[no-untyped-def]
-    units = split(program, workers, [1.0] * len(program.stages))
-    owners = contiguous(program, units, workers, [1] * len(program.nodes))
-    return lower(program, units, owners, workers)
+def plan_of(program: Program, workers: int = 2) -> Plan:
+    return make_plan(program, workers, [1.0] * len(program.stages))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""From a program to tasks for a number of workers: cut, place, lower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from aegis_dask.errors import ClusterError
+from aegis_dask.program.graph import Program
+from aegis_dask.runtime.cut import LEAST_SECONDS, TARGET_SECONDS, split
+from aegis_dask.runtime.lowering import lower
+from aegis_dask.runtime.place import Strategy, contiguous
+from aegis_dask.runtime.tasks import Plan
+
+
+def make_plan(
+    program: Program,
+    workers: int,
+    stage_work: Sequence[float],
+    *,
+    node_bytes: Sequence[int] | None = None,
+    place: Strategy = contiguous,
+    target_seconds: float = TARGET_SECONDS,
+    least_seconds: float = LEAST_SECONDS,
+) -> Plan:
+    """Return the tasks of a program.
+
+    Parameters
+    ----------
+    program
+        The program.
+    workers
+        Number of workers.
+    stage_work
+        Estimated seconds of every stage on one worker.
+    node_bytes
+        Size of every node's value; by default its number of ciphertexts counts.
+    place
+        Strategy that chooses the worker of each unit.
+    target_seconds, least_seconds
+        How long tasks should last, and how short they may get.
+
+    Raises
+    ------
+    ClusterError
+        If a number is out of range, or the strategy gives workers that there are not.
+    """
+    if node_bytes is None:
+        node_bytes = [prod(n.shape) * n.components << 20 for n in program.nodes]
+    units = split(program, workers, stage_work, target_seconds, least_seconds)
+    owners = place(program, units, workers, node_bytes)
+    if len(owners) != len(units) or not all(0 <= w < workers for w in owners):
+        raise ClusterError(
+            f"the placement gave {len(owners)} workers for {len(units)} units, from "
+            f"{min(owners, default=0)} to {max(owners, default=0)}; it must give one of 0 to "
+            f"{workers - 1} for each"
+        )
+    return lower(program, units, owners, workers)
