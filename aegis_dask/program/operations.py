@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cmath import isfinite
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Protocol
 
@@ -557,16 +557,3 @@ class Chebyshev(Operation):
 
     def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
         return e.chebyshev(inputs[0], np.array(self.coefficients))
-
-
-def describe(op: Operation) -> dict[str, Any]:
-    """Return the small attributes of an operation, for exports and listings."""
-    out: dict[str, Any] = {}
-    for f in fields(op):
-        value = getattr(op, f.name)
-        if is_dataclass(value) or isinstance(value, np.ndarray):
-            value = repr(value)
-        elif isinstance(value, tuple) and len(value) > 8:
-            value = f"{len(value)} values"
-        out[f.name] = value
-    return out

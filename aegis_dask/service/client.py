@@ -1,10 +1,12 @@
-"""The client: makes and keeps the secret key, encrypts, decrypts. Nothing of it is ever sent."""
+"""The client: makes and keeps the secret key, encrypts, decrypts.
+
+Its directory holds the secret key and is never sent; the bundle that it writes for the server does
+not.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +14,17 @@ from numpy.typing import NDArray
 from aegis_dask.ckks.encryptor import Decryptor, Encryptor
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
 from aegis_dask.ckks.serialization import load_secret_key, save, save_secret_key
-from aegis_dask.errors import ProgramError, SerializationError
+from aegis_dask.errors import ProgramError
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.graphs import Graph
 from aegis_dask.program.encrypted import CipherArray
+from aegis_dask.service.files import make_directory, read_json, reading, write_json, writing
 from aegis_dask.service.job import Job, read_job
+from aegis_dask.service.messages import Message
 
 Float = NDArray[np.float64]
 SECRET, JOB, KEYS = "secret.aegis", "job.json", "keys.aegis"
+"""Files of the client's directory (the first two) and of the bundle (the last two)."""
 
 
 class Client:
@@ -53,7 +58,15 @@ class Client:
         )
 
     def encrypt(self, x: Float) -> CipherArray:
-        """Encrypt hidden states ``[length, features]`` at the level that the program needs."""
+        """Encrypt hidden states ``[length, features]`` at the level that the program needs.
+
+        Raises
+        ------
+        TextError
+            If there are more rows than the job has positions.
+        ProgramError
+            If the number of features is another, or a value is not finite.
+        """
         job = self.job.for_length(len(x))
         slots = job.packing.pack(x, job.layout)
         analysis = job.analysis
@@ -62,7 +75,13 @@ class Client:
         return CipherArray(batch, job.layout.shape)
 
     def decrypt(self, y: CipherArray, length: int | None = None) -> Float:
-        """Decrypt hidden states ``[length, features]``."""
+        """Decrypt hidden states ``[length, features]``; by default as long as the job's text.
+
+        Raises
+        ------
+        ProgramError
+            If the shape is not that of the job's result.
+        """
         job = self.job if length is None else self.job.for_length(length)
         if y.shape != job.layout.shape:
             raise ProgramError(
@@ -70,6 +89,31 @@ class Client:
             )
         slots = Decryptor(job.analysis.params, self._secret_key).decrypt(y.batch)
         return job.packing.unpack(np.asarray(slots), job.layout)
+
+    # -- requests and responses --------------------------------------------------------------
+
+    def request(self, x: Float, directory: Path) -> Message:
+        """Encrypt hidden states into a new directory, to be sent to the server.
+
+        Raises
+        ------
+        SerializationError
+            If the directory exists.
+        """
+        message = Message(self.job.fingerprint, len(x), self.encrypt(x))
+        message.save(directory)
+        return message
+
+    def read_response(self, directory: Path) -> Float:
+        """Decrypt a response.
+
+        Raises
+        ------
+        SerializationError
+            If it is damaged, or of another job.
+        """
+        message = Message.load(directory, self.job)
+        return self.decrypt(message.values, message.length)
 
     # -- files -------------------------------------------------------------------------------
 
@@ -82,58 +126,36 @@ class Client:
             If the directory exists.
         """
         make_directory(directory)
-        save_secret_key(self._secret_key, directory / SECRET)
+        with writing(directory / SECRET):
+            save_secret_key(self._secret_key, directory / SECRET, unencrypted=True)
         write_json(directory / JOB, self.job.to_dict())
 
     @classmethod
     def open(cls, directory: Path, model: BertModel, graph: Graph) -> Client:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        SerializationError
+            If a file is missing or damaged, or others can read the secret key.
+        ParameterError
+            If the job is for another model or graph.
+        """
         job = read_job(read_json(directory / JOB), model, graph)
-        return cls(job, load_secret_key(directory / SECRET, job.analysis.params))
+        with reading(directory / SECRET):
+            return cls(job, load_secret_key(directory / SECRET, job.analysis.params))
 
     def save_bundle(self, directory: Path) -> EvaluationKeys:
-        """Write into a new directory what the server gets: the job and the evaluation keys."""
+        """Write into a new directory what the server gets: the job and the evaluation keys.
+
+        Raises
+        ------
+        SerializationError
+            If the directory exists.
+        """
         make_directory(directory)
         keys = self.evaluation_keys()
-        save(keys, directory / KEYS)
+        with writing(directory / KEYS):
+            save(keys, directory / KEYS)
         write_json(directory / JOB, self.job.to_dict())
         return keys
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory for its owner only.
-
-    Raises
-    ------
-    SerializationError
-        If it exists.
-    """
-    try:
-        directory.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        raise SerializationError(
-            f"{directory} exists; keys are never overwritten, give another directory"
-        ) from None
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write JSON for its owner only."""
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(data, indent=1))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    SerializationError
-        If there is none.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise SerializationError(f"{path} cannot be read: {e}") from None
-    if not isinstance(data, dict):
-        raise SerializationError(f"{path} does not hold a JSON object")
-    return data

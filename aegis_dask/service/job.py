@@ -1,15 +1,16 @@
 """Jobs: a graph on a model for texts of some length, with the parameters it takes.
 
-A job holds nothing secret. Client and server build the same one, each from its own copy of the
-model, and compare fingerprints.
+A job holds nothing secret. Client and server build the same one, each from its own copy of model
+and graph, and compare fingerprints: nothing that one sends the other is executed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,22 @@ from numpy.typing import NDArray
 
 from aegis_dask.circuits.encoder import EncoderLayer
 from aegis_dask.circuits.packing import Layout, Packing
-from aegis_dask.ckks.parameters import MAX_LOG_N, MIN_LOG_N, Parameters, ParametersLiteral
-from aegis_dask.errors import ParameterError, RangeError, TextError
+from aegis_dask.ckks.parameters import (
+    MAX_LOG_N,
+    MIN_LOG_N,
+    PRESETS,
+    Parameters,
+    ParametersLiteral,
+)
+from aegis_dask.errors import AegisError, ParameterError, ProgramError, TextError
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.graphs import Graph
-from aegis_dask.models.programs import bert_program, encoder_layers, hidden_layout
+from aegis_dask.models.programs import INPUT, OUTPUT, bert_program, encoder_layers, hidden_layout
 from aegis_dask.program.graph import Program
+from aegis_dask.program.interpreter import run
 from aegis_dask.program.parameters import parameters_for
+from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import Analysis, analyse
 
 Float = NDArray[np.float64]
@@ -47,7 +56,7 @@ class Job:
     layers
         What the graph is given.
     program
-        The captured program.
+        The captured program, for texts of just that length.
     params
         Parameters with enough levels; None for a simulated run.
     """
@@ -65,7 +74,7 @@ class Job:
         """Layout of input and output."""
         return hidden_layout(self.model, self.packing)
 
-    @property
+    @cached_property
     def analysis(self) -> Analysis:
         """Counts, levels and keys.
 
@@ -73,6 +82,8 @@ class Job:
         ------
         ParameterError
             If the job has no parameters.
+        LevelError
+            If the parameters have too few levels.
         """
         return analyse(self.program, self._params)
 
@@ -83,21 +94,63 @@ class Job:
         return self.params
 
     @property
+    def key_bytes(self) -> int:
+        """Size in memory of the evaluation keys."""
+        params, keys = self._params, self.analysis.keys
+        other = max(keys.conjugation or 0, keys.relinearisation or 0)
+        count = keys.count - len(keys.rotations)
+        rotations = sum(params.key_bytes(level) for level in keys.rotations.values())
+        return rotations + count * params.key_bytes(other)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what client and server must agree on."""
+        """SHA-256 of what client and server must agree on; the same for every length of text."""
+        whole = self.for_length(self.packing.tokens)
         content = {
             "model": self.model.sha256,
             "graph": self.graph.name,
             "layers": len(self.layers),
             "tokens": self.packing.tokens,
+            "slots": self.packing.slots,
             "parameters": self.params.fingerprint if self.params else None,
             "ranges": [layer.ranges.to_dict() for layer in self.layers],
+            "program": [
+                (node.op.name, _settings(node.op), node.inputs, node.shape, node.depth)
+                for node in whole.program.nodes
+            ],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def input_of(self, x: Float) -> Float:
+        """Return what is encrypted, from the embeddings of a text."""
+        prepare = self.graph.prepare
+        return x if prepare is None else _call(self, "prepare", prepare, x)
+
     def reference(self, x: Float) -> Float | None:
-        """Return the result in float64, if the graph says how."""
-        return None if self.graph.reference is None else self.graph.reference(self.model, x)
+        """Return the result for the input `x` in float64, if the graph says how."""
+        reference = self.graph.reference
+        return None if reference is None else _call(self, "reference", reference, x)
+
+    def simulate(self, x: Float) -> tuple[Float, float]:
+        """Run the program on `x` in plain, with the packing and polynomials of the encrypted run.
+
+        Takes a smaller ring's slots than the job where that is possible: the values are the same.
+
+        Returns
+        -------
+        ndarray, float
+            The result, and the largest input of a polynomial relative to the interval that it was
+            fitted on: above 1 the encrypted result would be meaningless.
+        """
+        slots = min(choose_slots(self.packing.tokens, self.model.config.heads), self.packing.slots)
+        packing = replace(self.packing, slots=slots)
+        layout = hidden_layout(self.model, packing)
+        program = _capture(self.graph, self.model, self.layers, packing)
+        arithmetic: Any = Simulated()
+        inputs = {INPUT: packing.pack(x, layout)}
+        with np.errstate(all="ignore"):  # far outside the intervals polynomials overflow
+            outputs = run(program, arithmetic, inputs, self.model.tensors())
+        return packing.unpack(outputs[OUTPUT], layout), arithmetic.largest
 
     def for_length(self, length: int) -> Job:
         """Return the job for another length of text with the same number of positions.
@@ -115,7 +168,7 @@ class Job:
                 "shorten it or make keys for longer texts"
             )
         packing = replace(self.packing, length=length)
-        program = bert_program(self.model, self.layers, packing, self.graph.program)
+        program = _capture(self.graph, self.model, self.layers, packing)
         return replace(self, packing=packing, program=program)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +176,7 @@ class Job:
         return {
             "graph": self.graph.name,
             "model": self.model.name,
+            "weights": self.model.sha256,
             "tokens": self.packing.tokens,
             "parameters": asdict(self._params.literal),
             "calibration": self.calibration.to_dict(),
@@ -130,10 +184,46 @@ class Job:
         }
 
 
+def _call(job: Job, name: str, function: Callable[[BertModel, Float], Float], x: Float) -> Float:
+    """Call a float64 function of the graph, which is the user's code."""
+    try:
+        out = np.asarray(function(job.model, x), np.float64)
+    except Exception as e:
+        raise ProgramError(
+            f"{name}(model, x) of graph {job.graph.name} fails: {type(e).__name__}: {e}"
+        ) from e
+    if out.shape != x.shape:
+        raise ProgramError(
+            f"{name}(model, x) of graph {job.graph.name} returns the shape {out.shape}, expected "
+            f"is that of x, {x.shape}"
+        )
+    return out
+
+
+def _settings(value: Any) -> Any:
+    """Return what identifies an operation or a matrix, beside calibrated ranges and weights.
+
+    Numbers computed from ranges are left out: they may differ in the last bit between machines.
+    """
+    if is_dataclass(value):
+        return {f.name: _settings(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        numbers = any(isinstance(v, float) for v in value)
+        return f"{len(value)} numbers" if numbers else [_settings(v) for v in value]
+    if isinstance(value, float | complex):
+        return f"{value:.6g}" if value == 0 or abs(value) > 1e-6 else "small"
+    return value if isinstance(value, int | str | None) else type(value).__name__
+
+
 def choose_slots(tokens: int, heads: int) -> int:
     """Return the slots that hold `tokens` positions with one block per head, or more."""
     blocks = 1 << (heads - 1).bit_length()
     return min(max(1 << (MIN_LOG_N - 1), tokens * blocks), 1 << (MAX_LOG_N - 1))
+
+
+def positions_for(length: int) -> int:
+    """Return the positions that hold texts of `length` tokens: a power of two."""
+    return Packing.for_length(1 << (MAX_LOG_N - 1), length).tokens
 
 
 def make_job(
@@ -158,12 +248,12 @@ def make_job(
     length
         Tokens of the text.
     slots
-        Slots of a ciphertext. By default the smallest ring whose 128-bit secure parameters have
-        enough levels; if insecure ones are allowed, the smallest that holds the tokens.
+        Slots of a ciphertext. By default those of the smallest ring whose 128-bit secure parameters
+        have enough levels; if insecure ones are allowed, of the smallest that holds the tokens.
     scale_bits
         log2 of the scale: 35, 40 or 45.
     allow_insecure
-        Accept less than 128-bit security where no secure set has enough levels.
+        Take a small ring without security. Never for real data.
     encrypted
         False for a job that is only simulated.
     params
@@ -175,6 +265,8 @@ def make_job(
     ------
     ParameterError
         If no parameters have enough levels.
+    ProgramError
+        If the graph cannot be captured, or the text is too long for any ring.
     RangeError
         If the calibration is of another model, or has too few layers.
     """
@@ -183,39 +275,64 @@ def make_job(
         raise ParameterError(
             f"graph {graph.name} uses {count} layers, {model.name} has {len(model.layers)}"
         )
-    calibration.check_model(model)
-    if count > len(calibration.layers):
-        raise RangeError(
-            f"graph {graph.name} uses {count} layers, {len(calibration.layers)} are calibrated"
-        )
     model = replace(model, layers=model.layers[:count])
+    calibration.check_model(model)
     calibration = replace(calibration, layers=calibration.layers[:count])
     layers = encoder_layers(model, calibration)
-    positions = tokens or Packing.for_length(1 << 20, length).tokens
+    positions = tokens or positions_for(length)
 
-    def program_for(size: int) -> tuple[Packing, Program]:
+    def job(size: int, chosen: Parameters | None) -> Job:
         packing = Packing(size, positions, length)
-        return packing, bert_program(model, layers, packing, graph.program)
+        program = _capture(graph, model, layers, packing)
+        return Job(model, calibration, graph, packing, layers, program, chosen)
 
     if params is not None:
-        packing, program = program_for(params.slots)
-        return Job(model, calibration, graph, packing, layers, program, params)
-    smallest = choose_slots(positions, model.config.heads)
-    if slots is not None:
-        smallest = slots
-    packing, program = program_for(smallest)
+        return job(params.slots, params)
+    smallest = slots or choose_slots(positions, model.config.heads)
+    simulated = job(smallest, None)
     if not encrypted:
-        return Job(model, calibration, graph, packing, layers, program, None)
-    sizes = [smallest] if slots is not None else _powers(smallest, 1 << (MAX_LOG_N - 1))
-    for size in sizes:
+        return simulated
+    depth = max(2, simulated.program.depth)
+    if slots or allow_insecure:
+        return job(smallest, parameters_for(depth, smallest, scale_bits, allow_insecure))
+    for size in _powers(smallest, 1 << (MAX_LOG_N - 1)):
         try:
-            chosen = parameters_for(max(2, program.depth), size, scale_bits)
+            return job(size, parameters_for(depth, size, scale_bits))
         except ParameterError:
             continue
-        packing, program = program_for(size)
-        return Job(model, calibration, graph, packing, layers, program, chosen)
-    chosen = parameters_for(max(2, program.depth), smallest, scale_bits, allow_insecure)
-    return Job(model, calibration, graph, packing, layers, program, chosen)
+    raise ParameterError(_no_parameters(graph, depth, smallest, scale_bits))
+
+
+def _capture(
+    graph: Graph, model: BertModel, layers: Sequence[EncoderLayer], packing: Packing
+) -> Program:
+    try:
+        return bert_program(model, layers, packing, graph.program)
+    except AegisError:
+        raise
+    except Exception as e:  # the graph is the user's code
+        raise ProgramError(
+            f"program(x, layers) of graph {graph.name} fails: {type(e).__name__}: {e}"
+        ) from e
+
+
+def _no_parameters(graph: Graph, depth: int, slots: int, scale_bits: int) -> str:
+    most = max(
+        (
+            len(p.level_bits)
+            for p in PRESETS.values()
+            if not p.insecure and p.scale_bits == scale_bits and 1 << (p.log_n - 1) >= slots
+        ),
+        default=0,
+    )
+    known = sorted({p.scale_bits for p in PRESETS.values() if not p.insecure})
+    have = f"have at most {most}" if most else f"do not exist (scales are 2^b for b in {known})"
+    return (
+        f"graph {graph.name} takes {depth} levels, and 128-bit secure parameters with "
+        f"{slots} slots or more and scale 2^{scale_bits} {have}; it needs bootstrapping, which is "
+        "not there yet. To try it on data that need no protection, allow insecure parameters "
+        "(--insecure)"
+    )
 
 
 def _powers(low: int, high: int) -> list[int]:
@@ -234,9 +351,9 @@ def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
         If it is malformed, or the result differs from what it describes.
     """
     try:
-        fields = {**data["parameters"]}
-        fields["level_bits"] = tuple(int(b) for b in fields["level_bits"])
-        params = Parameters.from_literal(ParametersLiteral(**fields))
+        literal = {**data["parameters"]}
+        literal["level_bits"] = tuple(int(b) for b in literal["level_bits"])
+        params = Parameters.from_literal(ParametersLiteral(**literal))
         calibration = Calibration.from_dict(data["calibration"])
         tokens, expected = int(data["tokens"]), str(data["fingerprint"])
         name = str(data["graph"])
@@ -244,10 +361,15 @@ def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
         raise ParameterError(f"a malformed job: {type(e).__name__}: {e}") from None
     if name != graph.name:
         raise ParameterError(f"the job is for graph {name!r}, this is {graph.name!r}")
+    if data.get("weights") != model.sha256:
+        raise ParameterError(
+            f"the job is for the model {data.get('model')!r} (sha256 {data.get('weights')}), this "
+            f"is {model.name!r} (sha256 {model.sha256}); give the same model"
+        )
     job = make_job(model, calibration, graph, tokens, params=params, tokens=tokens)
     if job.fingerprint != expected:
         raise ParameterError(
-            "the job differs from what it was made for: another model, graph or version of this "
-            "library; make keys again"
+            "the job differs from what it was made for: another graph of that name, or another "
+            "version of this library; use the same ones, or make keys again"
         )
     return job

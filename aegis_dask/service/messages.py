@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
 
 from aegis_dask.ckks.objects import Ciphertext
-from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.serialization import load, save
 from aegis_dask.errors import SerializationError
 from aegis_dask.program.encrypted import CipherArray
-from aegis_dask.program.operations import Shape
-from aegis_dask.service.client import make_directory, read_json, write_json
+from aegis_dask.service.files import make_directory, read_json, reading, write_json, writing
+from aegis_dask.service.job import Job
 
 MESSAGE, DATA = "message.json", "ciphertexts.aegis"
 
@@ -26,7 +25,7 @@ class Message:
     fingerprint
         Of the job.
     length
-        Tokens of the text.
+        Tokens of the text. It is not secret: the server needs it to weigh the positions.
     values
         The ciphertexts.
     """
@@ -36,37 +35,70 @@ class Message:
     values: CipherArray
 
     def save(self, directory: Path) -> None:
-        """Write into a new directory."""
+        """Write into a new directory.
+
+        Raises
+        ------
+        SerializationError
+            If the directory exists.
+        """
         make_directory(directory)
-        save(self.values.batch, directory / DATA)
+        with writing(directory / DATA):
+            save(self.values.batch, directory / DATA)
         write_json(
-            directory / MESSAGE,
+            directory / MESSAGE,  # last, so that a message with it is complete
             {"fingerprint": self.fingerprint, "length": self.length, "shape": self.values.shape},
         )
 
     @classmethod
-    def load(cls, directory: Path, params: Parameters, fingerprint: str, shape: Shape) -> Message:
+    def load(cls, directory: Path, job: Job, level: int | None = None) -> Message:
         """Read what `save` wrote, and check that it belongs to a job.
+
+        Parameters
+        ----------
+        directory
+            The message.
+        job
+            The job it must belong to. Inputs and outputs have the same layout.
+        level
+            The level that the ciphertexts must have, if given.
 
         Raises
         ------
         SerializationError
             If it is damaged, or of another job.
+        IncompatibleError
+            If the ciphertexts belong to other parameters.
         """
-        about: dict[str, Any] = read_json(directory / MESSAGE)
-        if about.get("fingerprint") != fingerprint:
+        about = read_json(directory / MESSAGE)
+        if about.get("fingerprint") != job.fingerprint:
             raise SerializationError(
                 f"{directory} belongs to another job than these keys; encrypt again with them"
             )
-        length = about.get("length")
-        if not isinstance(length, int) or tuple(about.get("shape", ())) != shape:
-            raise SerializationError(f"{directory / MESSAGE} is malformed")
-        batch = load(directory / DATA, params, expect=Ciphertext)
-        rows = 1
-        for n in shape:
-            rows *= n
-        if batch.batch != rows:
+        length, shape, tokens = about.get("length"), job.layout.shape, job.packing.tokens
+        if type(length) is not int or not 1 <= length <= tokens:
             raise SerializationError(
-                f"{directory / DATA} holds {batch.batch} ciphertexts, {rows} are expected"
+                f"{directory / MESSAGE} gives the length {length!r}; it must be 1 to {tokens}"
             )
-        return cls(fingerprint, length, CipherArray(batch, shape))
+        if about.get("shape") != list(shape):
+            raise SerializationError(
+                f"{directory / MESSAGE} gives the shape {about.get('shape')!r}; it must be "
+                f"{list(shape)}"
+            )
+        with reading(directory / DATA):
+            batch = load(directory / DATA, job.params, expect=Ciphertext)
+        _check(batch, prod(shape), level, directory / DATA)
+        return cls(job.fingerprint, length, CipherArray(batch, shape))
+
+
+def _check(batch: Ciphertext, count: int, level: int | None, path: Path) -> None:
+    if batch.batch != count or batch.components != 2:
+        raise SerializationError(
+            f"{path} holds {batch.batch} ciphertexts of {batch.components} components, {count} of "
+            "2 are expected"
+        )
+    if level is not None and (batch.level != level or not batch.is_canonical):
+        raise SerializationError(
+            f"{path} holds ciphertexts at level {batch.level} with scale 2^{batch.scale.log2:.2f}, "
+            f"the job takes level {level} with its own scale; encrypt again"
+        )

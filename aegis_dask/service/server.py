@@ -13,7 +13,8 @@ from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result
-from aegis_dask.service.client import JOB, KEYS, read_json
+from aegis_dask.service.client import JOB, KEYS
+from aegis_dask.service.files import check_new, read_json, reading
 from aegis_dask.service.job import Job, read_job
 from aegis_dask.service.messages import Message
 
@@ -37,30 +38,53 @@ class Server:
 
     @classmethod
     def open(cls, bundle: Path, model: BertModel, graph: Graph, executor: Executor) -> Server:
-        """Read the bundle that a client wrote (`Client.save_bundle`)."""
-        job = read_job(read_json(bundle / JOB), model, graph)
-        keys = load(bundle / KEYS, job.params, expect=EvaluationKeys)
+        """Read the bundle that a client wrote (`Client.save_bundle`).
+
+        Raises
+        ------
+        SerializationError
+            If a file is missing or damaged.
+        ParameterError
+            If the job is for another model or graph.
+        """
+        job, keys = read_bundle(bundle, model, graph)
         return cls(job, keys, executor)
 
     def evaluate(
         self, x: CipherArray, length: int, progress: ProgressCallback | None = None
     ) -> Result:
-        """Run the job on encrypted hidden states."""
+        """Run the job on encrypted hidden states of `length` tokens.
+
+        Raises
+        ------
+        ClusterError
+            If a task fails or a worker is lost.
+        """
         job = self.job.for_length(length)
         return self.executor.run(job.program, {INPUT: x}, progress=progress)
 
     def answer(
         self, request: Path, response: Path, progress: ProgressCallback | None = None
     ) -> Result:
-        """Evaluate a request and write the response.
+        """Evaluate a request and write the response into a new directory.
 
         Raises
         ------
         SerializationError
             If the request is damaged or of another job, or the response exists.
+        ClusterError
+            If a task fails or a worker is lost.
         """
         job = self.job
-        message = Message.load(request, job.analysis.params, job.fingerprint, job.layout.shape)
+        check_new(response)
+        message = Message.load(request, job, job.analysis.top_level)
         result = self.evaluate(message.values, message.length, progress)
         Message(job.fingerprint, message.length, result.outputs[OUTPUT]).save(response)
         return result
+
+
+def read_bundle(bundle: Path, model: BertModel, graph: Graph) -> tuple[Job, EvaluationKeys]:
+    """Return job and evaluation keys of a bundle (see `Server.open`)."""
+    job = read_job(read_json(bundle / JOB), model, graph)
+    with reading(bundle / KEYS):
+        return job, load(bundle / KEYS, job.params, expect=EvaluationKeys)

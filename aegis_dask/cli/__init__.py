@@ -1,0 +1,64 @@
+"""Command line: ``aegis``.
+
+Commands import what they need when they run, so that ``--help`` and completion are fast.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from aegis_dask import __version__
+from aegis_dask.cli import calibrate, plan, run, service, showcase
+from aegis_dask.cli.command import command
+
+app = typer.Typer(
+    name="aegis",
+    help="Transformer inference on CKKS-encrypted activations.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names and exit with its status."""
+    # The float64 reference multiplies small matrices, for which OpenBLAS's threads only spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aegis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+_TRY, _LOCAL, _REMOTE = "Try it", "Client and server in one", "Client and server apart"
+
+for body, panel in (
+    (showcase.demo, _TRY),
+    (showcase.bench, _TRY),
+    (plan.plan, _LOCAL),
+    (calibrate.calibrate, _LOCAL),
+    (run.run, _LOCAL),
+    (run.verify, _LOCAL),
+    (service.keys, _REMOTE),
+    (service.encrypt, _REMOTE),
+    (service.evaluate, _REMOTE),
+    (service.decrypt, _REMOTE),
+):
+    app.command(rich_help_panel=panel)(command(body))

@@ -1,0 +1,42 @@
+"""Exit statuses and messages: what every command has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from aegis_dask.errors import AegisError
+
+CHECK_FAILED = 1
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+P = ParamSpec("P")
+
+
+def command(body: Callable[P, int | None]) -> Callable[P, None]:
+    """Make a command of `body`: it returns the exit status; its user errors are one message."""
+
+    @wraps(body)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            status = body(*args, **kwargs) or 0
+        except AegisError as error:
+            complain(f"error: {error}", style="red")
+            status = USER_ERROR
+        except KeyboardInterrupt:
+            complain("Interrupted.")
+            status = INTERRUPTED
+        raise typer.Exit(status)
+
+    return wrapped
+
+
+def complain(message: str, style: str = "") -> None:
+    """Print a message to stderr."""
+    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))

@@ -1,0 +1,168 @@
+"""``aegis run`` and ``aegis verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aegis_dask.cli import options as o
+from aegis_dask.cli.command import CHECK_FAILED
+from aegis_dask.cli.setup import (
+    JobOptions,
+    check_scheduler,
+    check_writable,
+    cluster,
+    open_source,
+    prepare,
+)
+
+if TYPE_CHECKING:
+    from aegis_dask.service.local import Outcome
+    from aegis_dask.terminal import Terminal
+
+DEFAULT_TOLERANCE = 1e-2
+
+
+def run(
+    graph: o.GraphName,
+    text: o.Text,
+    model: o.Model = None,
+    sha256: o.Sha256 = None,
+    calibration: o.CalibrationFile = None,
+    scheduler: o.Scheduler = None,
+    workers: o.Workers = None,
+    interpreter: Annotated[
+        o.InterpreterName, typer.Option(help="Encrypt, or run the same circuit in plain.")
+    ] = o.InterpreterName.ENCRYPTED,
+    insecure: o.Insecure = False,
+    scale_bits: o.ScaleBits = 40,
+    length: o.Length = None,
+    report: o.Report = None,
+    output: o.Output = None,
+    as_json: o.Json = False,
+) -> None:
+    """Encrypt a text, run a graph on Dask workers, decrypt, and compare with float64."""
+    from aegis_dask.service.summary import describe_outcome
+    from aegis_dask.terminal import Terminal, show_run
+
+    terminal = Terminal(as_json)
+    check_writable(report, output)
+    job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
+    outcome = _run(job_options, text, scheduler, workers, interpreter, terminal)
+    values = describe_outcome(outcome)
+    values |= _write(outcome, report, output, terminal)
+    show_run(terminal, outcome)
+    terminal.json(values)
+
+
+def verify(
+    graph: o.GraphName,
+    text: o.Text,
+    model: o.Model = None,
+    sha256: o.Sha256 = None,
+    calibration: o.CalibrationFile = None,
+    scheduler: o.Scheduler = None,
+    workers: o.Workers = None,
+    insecure: o.Insecure = False,
+    scale_bits: o.ScaleBits = 40,
+    length: o.Length = None,
+    tolerance: o.Tolerance = DEFAULT_TOLERANCE,
+    report: o.Report = None,
+    output: o.Output = None,
+    as_json: o.Json = False,
+) -> int:
+    """Run a graph encrypted, and compare with the same circuit in plain and with float64."""
+    from aegis_dask.ckks.precision import precision_stats
+    from aegis_dask.service.summary import describe_outcome, describe_precision
+    from aegis_dask.terminal import Terminal, table_of
+
+    terminal = Terminal(as_json)
+    check_writable(report, output)
+    job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
+    interpreter = o.InterpreterName.ENCRYPTED
+    outcome = _run(job_options, text, scheduler, workers, interpreter, terminal)
+    prepared = outcome.prepared
+    comparisons = {"encrypted and simulated": outcome.circuit_precision}
+    if prepared.reference is not None:
+        comparisons["encrypted and float64"] = outcome.precision
+        comparisons["simulated and float64"] = precision_stats(
+            prepared.reference, prepared.simulated
+        )
+    # The third row is the circuit's own error; what is asked for is that of the result.
+    worst = max(stats.max_error for name, stats in comparisons.items() if "encrypted" in name)
+    passed = worst <= tolerance
+    values = describe_outcome(outcome)
+    values |= _write(outcome, report, output, terminal)
+    table = table_of("compared", "largest error", "worst bits", "mean bits")
+    for name, stats in comparisons.items():
+        table.add_row(name, f"{stats.max_error:.2e}", f"{stats.worst:.1f}", f"{stats.mean:.1f}")
+    terminal.show(table)
+    verdict = "within" if passed else "ABOVE"
+    terminal.say(
+        f"The largest error, {worst:.2e}, is {verdict} the tolerance of {tolerance:g}.",
+        "" if passed else "bold red",
+    )
+    values["comparisons"] = {name: describe_precision(s) for name, s in comparisons.items()}
+    terminal.json({**values, "tolerance": tolerance, "passed": passed})
+    return 0 if passed else CHECK_FAILED
+
+
+def _run(
+    options: JobOptions,
+    text: str,
+    scheduler: str | None,
+    workers: int | None,
+    interpreter: o.InterpreterName,
+    terminal: Terminal,
+) -> Outcome:
+    from aegis_dask.service.local import run_encrypted, run_simulated
+
+    encrypted = interpreter == o.InterpreterName.ENCRYPTED
+    source = open_source(options)
+    ids = source.tokenize(text)
+    check_scheduler(scheduler, workers)
+    prepared = prepare(options, source, ids, terminal, encrypted=encrypted)
+    job = prepared.job
+    terminal.say(
+        f"{job.graph.name} on {job.model.name}: {len(ids)} tokens in {job.packing.tokens} "
+        f"positions, {job.program.depth} levels."
+    )
+    if job.params is not None:
+        terminal.say(repr(job.params))
+    with cluster(scheduler, workers, terminal) as executor:
+        if encrypted:
+            return run_encrypted(prepared, executor, terminal)
+        return run_simulated(prepared, executor, terminal)
+
+
+def _write(
+    outcome: Outcome, report: Path | None, output: Path | None, terminal: Terminal
+) -> dict[str, Any]:
+    """Write the files that were asked for; return their names."""
+    import numpy as np
+
+    from aegis_dask.runtime.report import write_report
+    from aegis_dask.service.files import writing
+    from aegis_dask.service.summary import report_precision
+
+    written: dict[str, Any] = {"report": None, "output": None}
+    job = outcome.prepared.job
+    if output is not None:
+        with writing(output), output.open("wb") as file:
+            np.save(file, outcome.output, allow_pickle=False)
+        terminal.note(f"Result: {output}")
+        written["output"] = str(output)
+    if report is not None:
+        with writing(report):
+            write_report(
+                outcome.result,
+                report,
+                title=f"{job.graph.name} on {job.model.name}, {outcome.interpreter}",
+                precision=report_precision(outcome),
+                about={"tokens": len(outcome.prepared.x), "positions": job.packing.tokens},
+            )
+        terminal.note(f"Report: {report}")
+        written["report"] = str(report)
+    return written

@@ -1,0 +1,154 @@
+"""From options to a model, a calibration, a job and a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegis_dask.errors import TextError
+
+if TYPE_CHECKING:
+    from aegis_dask.models.calibration import Calibration
+    from aegis_dask.models.checkpoint import BertModel
+    from aegis_dask.models.graphs import Graph
+    from aegis_dask.runtime.executor import Executor
+    from aegis_dask.service.local import Prepared
+    from aegis_dask.service.sources import Ids
+    from aegis_dask.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """The options that say what runs."""
+
+    graph: str
+    model: Path | None
+    sha256: str | None
+    calibration: Path | None
+    length: int | None
+    insecure: bool
+    scale_bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Model (cut to the layers of the graph) and graph."""
+
+    graph: Graph
+    model: BertModel
+
+    def tokenize(self, text: str) -> Ids:
+        """Return the token ids of a text.
+
+        Raises
+        ------
+        TextError
+            If it is empty or too long.
+        """
+        from aegis_dask.models.text import Tokenizer
+
+        return Tokenizer.for_model(self.model).encode(text)
+
+
+def open_source(options: JobOptions) -> Source:
+    """Load graph and model."""
+    from aegis_dask.models.graphs import load_graph
+    from aegis_dask.service.sources import first_layers, open_model
+
+    graph = load_graph(options.graph)
+    return Source(graph, first_layers(open_model(options.model, options.sha256), graph.layers))
+
+
+def find_calibration(
+    source: Source, path: Path | None, length: int, terminal: Terminal
+) -> Calibration:
+    """Return the calibration of a file, or measure one on texts cut to `length` tokens."""
+    from aegis_dask.service.sources import measure_calibration, saved_calibration
+
+    model = source.model
+    found = saved_calibration(model, path)
+    if found is not None:
+        return found
+    count = len(model.layers)
+    terminal.note(
+        f"No calibration of {model.name} is given: measuring {count} "
+        f"{'layer' if count == 1 else 'layers'} on the texts of the library, cut to {length} "
+        "tokens. 'aegis calibrate' does it once and for all."
+    )
+    with terminal.step("Calibrating"):
+        return measure_calibration(model, length)
+
+
+def prepare(
+    options: JobOptions, source: Source, ids: Ids, terminal: Terminal, *, encrypted: bool = True
+) -> Prepared:
+    """Build the job of a text and check that the text is inside the calibrated ranges."""
+    from aegis_dask.service import local
+    from aegis_dask.service.job import make_job, positions_for
+
+    wanted = options.length or len(ids)
+    if wanted < len(ids):
+        raise TextError(
+            f"the text has {len(ids)} tokens, --length makes room for {wanted}; give a larger one "
+            "or a shorter text"
+        )
+    positions = positions_for(wanted)
+    calibration = find_calibration(source, options.calibration, positions, terminal)
+    job = make_job(
+        source.model,
+        calibration,
+        source.graph,
+        len(ids),
+        tokens=positions,
+        scale_bits=options.scale_bits,
+        allow_insecure=options.insecure,
+        encrypted=encrypted,
+    )
+    with terminal.step("Checking the text against the calibrated ranges"):
+        prepared = local.prepare(job, ids)
+    if job.params is not None:
+        terminal.warn_if_insecure(job.params)
+        local.check_memory(job)
+    return prepared
+
+
+@contextmanager
+def cluster(scheduler: str | None, workers: int | None, terminal: Terminal) -> Iterator[Executor]:
+    """Open an executor, and close it afterwards."""
+    from aegis_dask.service import local
+
+    with ExitStack() as stack:
+        where = "workers on this machine" if scheduler is None else f"the cluster at {scheduler}"
+        with terminal.step(f"Connecting to {where}"):
+            executor = stack.enter_context(local.open_executor(scheduler, workers))
+        if executor.dashboard_link:
+            terminal.note(f"Dashboard: {executor.dashboard_link}")
+        yield executor
+
+
+def check_scheduler(scheduler: str | None, workers: int | None) -> None:
+    """Fail at once if a scheduler cannot be reached or lacks workers, before work is done."""
+    from aegis_dask.service import local
+
+    if scheduler is not None:
+        local.open_executor(scheduler, workers).close()
+
+
+def check_writable(*files: Path | None) -> None:
+    """Refuse files whose folder is missing, before work is done.
+
+    Raises
+    ------
+    SerializationError
+        Naming the file.
+    """
+    from aegis_dask.errors import SerializationError
+
+    for file in files:
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise SerializationError(
+                f"{file} cannot be written: give a file in a folder that exists"
+            )

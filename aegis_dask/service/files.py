@@ -1,0 +1,103 @@
+"""Directories of keys, requests and responses: new ones only, for their owner's eyes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aegis_dask.errors import SerializationError
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system while reading `path` into ours.
+
+    Raises
+    ------
+    SerializationError
+        If the file is missing or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise SerializationError(
+            f"there is no file {path}; is the directory complete, and the right one?"
+        ) from None
+    except OSError as e:
+        raise SerializationError(f"{path} cannot be read: {e.strerror or e}") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system while writing `path` into ours.
+
+    Raises
+    ------
+    SerializationError
+        If it cannot be written.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise SerializationError(f"{path} cannot be written: {e.strerror or e}") from None
+
+
+def check_new(directory: Path) -> None:
+    """Refuse a directory that exists, before any work is done for it.
+
+    Raises
+    ------
+    SerializationError
+        If it exists.
+    """
+    if directory.exists() or directory.is_symlink():
+        raise SerializationError(
+            f"{directory} exists, and is never overwritten; give another name or remove it"
+        )
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that only its owner may read.
+
+    Raises
+    ------
+    SerializationError
+        If it exists or cannot be made.
+    """
+    check_new(directory)
+    with writing(directory):
+        directory.mkdir(mode=0o700, parents=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write JSON for its owner only."""
+    with writing(path):
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    SerializationError
+        If there is none.
+    """
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise SerializationError(f"{path} is not JSON: {e}") from None
+    if not isinstance(data, dict):
+        raise SerializationError(f"{path} does not hold a JSON object")
+    return data
+
+
+def size_of(directory: Path) -> int:
+    """Return the bytes of all files in a directory."""
+    return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())

@@ -1,0 +1,57 @@
+"""Ctrl-C in the middle of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.service.conftest import TEXT
+from tests.service.memory import descendants
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(
+    not Path("/proc").is_dir(), reason="needs /proc to see which processes are left"
+)
+def test_an_interrupt_ends_a_run_and_leaves_no_process(checkpoint: Path) -> None:
+    """A terminal sends SIGINT to all processes of the command, workers included."""
+    run = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "aegis_dask.cli", "run", "bert_layer", "--insecure"),
+            *("--model", checkpoint, "--text", TEXT),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("Dashboard"):  # workers are there, keys are being made
+                break
+        time.sleep(3)
+        assert run.poll() is None
+        processes = descendants(run.pid)
+        assert len(processes) >= 3
+        os.killpg(run.pid, signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    assert run.returncode == 130, errors
+    assert "Interrupted." in errors
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 10
+    while left := [p for p in processes if Path(f"/proc/{p}").exists()]:
+        assert time.monotonic() < deadline, f"processes {left} are left"
+        time.sleep(0.1)

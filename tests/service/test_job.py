@@ -1,0 +1,147 @@
+"""Jobs: what client and server agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aegis_dask.errors import ParameterError, ProgramError, RangeError, TextError
+from aegis_dask.models.calibration import Calibration
+from aegis_dask.models.checkpoint import BertModel, random_bert
+from aegis_dask.models.graphs import load_graph
+from aegis_dask.service.job import Job, make_job, read_job
+from aegis_dask.service.plan import estimate, largest_parameters
+from aegis_dask.service.sources import cut, first_layers
+from tests.service.conftest import CONFIG
+
+
+@pytest.fixture(scope="module")
+def calibration(checkpoint: Path) -> Calibration:
+    return Calibration.load(checkpoint / "calibration.json")
+
+
+@pytest.fixture(scope="module")
+def job(model: BertModel, calibration: Calibration) -> Job:
+    return make_job(model, calibration, load_graph("feed_forward"), 20, allow_insecure=True)
+
+
+def test_a_job_is_rebuilt_from_what_it_writes(job: Job, model: BertModel) -> None:
+    rebuilt = read_job(job.to_dict(), model, load_graph("feed_forward"))
+    assert rebuilt.fingerprint == job.fingerprint
+    assert rebuilt.params == job.params
+    assert (rebuilt.packing.tokens, rebuilt.packing.length) == (32, 32)
+    assert rebuilt.for_length(20).program.depth == job.program.depth
+    assert rebuilt.analysis.keys.rotations == job.analysis.keys.rotations
+
+
+def test_every_length_of_text_needs_the_same_keys(job: Job) -> None:
+    keys = [job.for_length(n).analysis.keys for n in (1, 2, 19, 31, 32)]
+    assert all(k.rotations == keys[0].rotations for k in keys)
+    assert len({(k.conjugation, k.relinearisation) for k in keys}) == 1
+    with pytest.raises(TextError, match="33 tokens, keys and parameters are for 32"):
+        job.for_length(33)
+
+
+def test_a_graph_of_the_same_name_that_computes_something_else_is_noticed(
+    job: Job, model: BertModel, tmp_path: Path
+) -> None:
+    source = (Path(__file__).parents[2] / "graphs" / "feed_forward.py").read_text()
+    other = tmp_path / "feed_forward.py"
+    once = "feed_forward_block(x, layers[0])"
+    other.write_text(source.replace(once, f"feed_forward_block({once}, layers[0])"))
+    with pytest.raises(ParameterError, match="the job differs from what it was made for"):
+        read_job(job.to_dict(), model, load_graph(other))
+
+
+def test_another_model_is_noticed(job: Job) -> None:
+    with pytest.raises(ParameterError, match="is for the model 'tiny'"):
+        read_job(job.to_dict(), random_bert(CONFIG, 6), load_graph("feed_forward"))
+    with pytest.raises(ParameterError, match="'feed_forward', this is 'bert_layer'"):
+        read_job(job.to_dict(), job.model, load_graph("bert_layer"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("parameters"),
+        lambda d: d["parameters"].update(log_n="10"),
+        lambda d: d["parameters"].update(log_n=40),
+        lambda d: d["parameters"].update(more=1),
+        lambda d: d["parameters"].update(level_bits=None),
+        lambda d: d["calibration"].update(layers=[{}]),
+        lambda d: d["calibration"].update(layers=[]),
+        lambda d: d.update(tokens="many"),
+        lambda d: d.update(tokens=31),
+        lambda d: d.update(fingerprint=""),
+    ],
+)
+def test_a_malformed_job_is_refused(job: Job, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = job.to_dict()
+    data["parameters"] = dict(data["parameters"])
+    data["calibration"] = dict(data["calibration"])
+    change(data)
+    with pytest.raises((ParameterError, ProgramError, RangeError)):
+        read_job(data, job.model, load_graph("feed_forward"))
+
+
+def test_secure_parameters_are_chosen_unless_insecure_ones_are_asked_for(
+    model: BertModel, calibration: Calibration
+) -> None:
+    secure = make_job(model, calibration, load_graph("self_attention"), 20)
+    assert secure.params is not None
+    assert secure.params.is_secure
+    small = make_job(model, calibration, load_graph("self_attention"), 20, allow_insecure=True)
+    assert small.params is not None
+    assert not small.params.is_secure
+    assert small.params.ring_degree < secure.params.ring_degree
+    with pytest.raises(ParameterError, match=r"takes \d+ levels.*have at most 30"):
+        make_job(model, calibration, load_graph("bert_layer"), 20)
+
+
+def test_the_values_do_not_depend_on_the_slots(model: BertModel, calibration: Calibration) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((20, 32)) * 0.5
+    graph = load_graph("feed_forward")
+    results = [
+        make_job(model, calibration, graph, 20, slots=slots, encrypted=False).simulate(x)[0]
+        for slots in (512, 2048)
+    ]
+    np.testing.assert_allclose(*results, atol=1e-12)
+
+
+def test_the_estimate_agrees_with_the_analysis(job: Job) -> None:
+    assert job.params is not None
+    counted, analysis = estimate(job, job.params), job.analysis
+    assert counted.fits
+    assert counted.keys.rotations == analysis.keys.rotations
+    assert counted.key_bytes == job.key_bytes
+    assert counted.total.counts["rotations"] == analysis.total.counts["rotations"]
+    assert counted.seconds == pytest.approx(analysis.total.seconds)
+
+
+def test_a_program_without_enough_levels_is_counted_all_the_same(
+    model: BertModel, calibration: Calibration
+) -> None:
+    graph = load_graph("bert_layer")
+    slots = 1 << 15
+    deep = make_job(model, calibration, graph, 20, slots=slots, encrypted=False)
+    counted = estimate(deep, largest_parameters(slots, 40))
+    assert not counted.fits
+    assert counted.bootstraps >= 1
+    assert counted.total.counts["rotations"] > 0
+
+
+def test_cutting_keeps_the_last_special_token() -> None:
+    ids = np.arange(10)
+    assert list(cut(ids, 4)) == [0, 1, 2, 9]
+    assert list(cut(ids, 10)) == list(ids)
+
+
+def test_layers_that_a_model_does_not_have_are_refused(model: BertModel) -> None:
+    assert len(first_layers(model, None).layers) == 1
+    with pytest.raises(Exception, match="3 layers are needed, tiny has 1"):
+        first_layers(model, 3)
