@@ -1,4 +1,4 @@
-"""A program on encrypted tensors: captured once, counted, simulated, and run by two Dask workers."""
+"""A program on encrypted tensors: captured once, counted, simulated, run by two Dask workers."""
 
 import argparse
 
