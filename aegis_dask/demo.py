@@ -30,13 +30,13 @@ PRECISION_FAILURE = 1
 
 _ROLES = {
     "client (this process)": "the text, the embeddings, the SECRET KEY: encrypts and decrypts",
-    "scheduler": "names of tasks: neither keys nor data",
+    "scheduler (here in it too)": "names of tasks: neither keys nor data",
     "workers": "weights, evaluation keys, ciphertexts: compute, and cannot decrypt",
 }
 _WHY_INSECURE = (
     "This ring is small so that the demonstration takes seconds. With 128-bit security a whole "
     "layer takes more levels than any ring has: it needs bootstrapping, which is not there yet. "
-    "The half layers feed_forward and self_attention run with 128-bit security today (aegis run)."
+    "The feed-forward half runs with 128-bit security today: aegis run feed_forward."
 )
 
 

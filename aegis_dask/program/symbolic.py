@@ -445,6 +445,15 @@ class Analysis:
         return sum((self.node_cost[i] for i in stage.nodes), Cost())
 
     @property
+    def working_bytes(self) -> int:
+        """Bytes of what the largest stage takes and gives: a worker holds that much, undivided."""
+        program, size = self.program, self.node_bytes
+        return max(
+            sum(size[i] for i in [*program.arguments(s), *program.results(s)])
+            for s in program.stages
+        )
+
+    @property
     def final_level(self) -> int:
         """Lowest level among the outputs."""
         return min(self.levels[i] for i in self.program.outputs.values())

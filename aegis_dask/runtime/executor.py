@@ -47,6 +47,13 @@ class Executor:
 
     Make one with `Executor.local` or `Executor.connect`, and use it in a ``with`` block.
 
+    Attributes
+    ----------
+    workers, threads
+        Number of workers, and threads of the kernels in each.
+    is_local
+        Whether the workers share this machine with the client.
+
     Examples
     --------
     >>> with Executor.local(workers=2) as executor:                       # doctest: +SKIP
@@ -70,6 +77,7 @@ class Executor:
     ) -> None:
         self.client, self.workers, self.threads = client, workers, threads
         self.join_seconds = join_seconds
+        self.is_local = client.cluster is not None
         self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
         self._context = Context()
         self._name = ""
@@ -77,8 +85,8 @@ class Executor:
         self._addresses: list[str] = []
         self._hosts = Hosts(client, directory, ship)
         stack.callback(self._hosts.close)
-        is_local = client.cluster is not None and not in_process
-        client.register_plugin(plugin.AegisPlugin(is_local), name=PLUGIN)
+        on_their_own = self.is_local and not in_process
+        client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
         self.prepare()
 
     # -- opening and closing -----------------------------------------------------------------

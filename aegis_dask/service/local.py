@@ -30,6 +30,8 @@ from aegis_dask.service.server import Server
 from aegis_dask.service.sources import Ids
 
 Float = NDArray[np.float64]
+TEMPORARIES = 1.5
+"""What a stage takes while it computes, beside what it is given and gives."""
 
 
 class Watch(Protocol):
@@ -136,19 +138,24 @@ def prepare(job: Job, ids: Ids) -> Prepared:
     return Prepared(job, x, job.reference(x), simulated)
 
 
-def check_memory(job: Job) -> None:
-    """Refuse evaluation keys that do not fit the memory of this machine.
+def check_memory(job: Job, workers: int = 1) -> None:
+    """Refuse a job whose evaluation keys and ciphertexts do not fit the memory of this machine.
+
+    Keys are counted once, since workers share them; what the largest stage works on once per
+    worker.
 
     Raises
     ------
     ParameterError
-        If they do not.
+        If they do not fit.
     """
-    if job.key_bytes > system.MEMORY_LIMIT:
+    keys, values = job.key_bytes, int(workers * TEMPORARIES * job.analysis.working_bytes)
+    if keys + values > system.MEMORY_LIMIT:
         raise ParameterError(
-            f"{job.analysis.keys.count} evaluation keys of together {format_bytes(job.key_bytes)} "
-            f"are needed, this machine has {format_bytes(system.MEMORY_LIMIT)} of memory; use a "
-            "larger machine, or --insecure to try a small ring on data that need no protection"
+            f"{job.analysis.keys.count} evaluation keys take {format_bytes(keys)} and ciphertexts "
+            f"{format_bytes(values)} on {workers} worker{'s' * (workers > 1)}, this machine has "
+            f"{format_bytes(system.MEMORY_LIMIT)} of memory; use a larger machine, fewer workers, "
+            "or --insecure to try a small ring on data that need no protection"
         )
 
 
@@ -182,7 +189,7 @@ def run_encrypted(prepared: Prepared, executor: Executor, watch: Watch) -> Outco
         If a task fails or a worker is lost.
     """
     job, seconds = prepared.job, dict[str, float]()
-    check_memory(job)
+    check_memory(job, executor.workers if executor.is_local else 1)
     with watch.step("Making keys"), _timed(seconds, "keys"):
         client = Client.create(job)
         keys = client.evaluation_keys()

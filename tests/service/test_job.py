@@ -145,3 +145,23 @@ def test_layers_that_a_model_does_not_have_are_refused(model: BertModel) -> None
     assert len(first_layers(model, None).layers) == 1
     with pytest.raises(Exception, match="3 layers are needed, tiny has 1"):
         first_layers(model, 3)
+
+
+def test_more_memory_than_there_is_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from types import SimpleNamespace
+
+    from aegis_dask.errors import ParameterError
+    from aegis_dask.service import local
+
+    def job(keys: int, values: int) -> Any:
+        analysis = SimpleNamespace(working_bytes=values, keys=SimpleNamespace(count=3))
+        return SimpleNamespace(key_bytes=keys, analysis=analysis)
+
+    monkeypatch.setattr(local.system, "MEMORY_LIMIT", 1000)
+    local.check_memory(job(400, 400))
+    with pytest.raises(ParameterError, match=r"2 workers.*fewer workers"):
+        local.check_memory(job(400, 400), workers=2)
+    with pytest.raises(ParameterError, match="this machine has 1.00 kB"):
+        local.check_memory(job(1001, 0))
