@@ -19,6 +19,7 @@ from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import LevelError, ScaleError
+from aegis_dask.ring.backend import contiguous
 
 if TYPE_CHECKING:
     from aegis_dask.ckks.linear import LinearTransform
@@ -93,7 +94,7 @@ class Evaluator:
         """Apply a change to component 0 only."""
         data = self.params.ring.empty(x.data.shape)
         data[:, 1:] = x.data[:, 1:]
-        first = np.ascontiguousarray(x.data[:, 0])
+        first = contiguous(self.params.ring, x.data[:, 0])
         data[:, 0] = change(first, self.params.limbs(x.level))
         return x.with_data(data)
 
@@ -356,7 +357,7 @@ class Evaluator:
         window, plan = self.levels.adjust(x.level, x.scale, level, target)
         own = self.params.window(x.level)
         kept = x.data[:, :, window.start - own.start : window.stop - own.start]
-        data = self.params.ring.mod_down(np.ascontiguousarray(kept), plan)
+        data = self.params.ring.mod_down(contiguous(self.params.ring, kept), plan)
         return x.with_data(data, level, target)
 
     def _align_levels(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
@@ -418,12 +419,12 @@ class Evaluator:
             _, scale = self.levels.rescale(x.level, x.scale)
             level -= 1
         data = self.params.ring.switch_key(
-            np.ascontiguousarray(x.data[:, 2]),
+            contiguous(self.params.ring, x.data[:, 2]),
             self.levels.digit_raise(x.level),
             key.b,
             key.a,
             self.levels.mod_down(x.level, level),
-            addend=np.ascontiguousarray(x.data[:, :2]),
+            addend=contiguous(self.params.ring, x.data[:, :2]),
             key_rows=self.levels.key_rows(key.level, x.level),
         )
         return x.with_data(data, level, scale)
@@ -471,7 +472,7 @@ class Evaluator:
         rows = [self.levels.key_rows(key.level, x.level) for key in keys]
         ring, plan = self.params.ring, self.levels.digit_raise(x.level)
         down = self.levels.mod_down(x.level, x.level)
-        c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
+        c0, c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
         if len(elements) == 1:
             key, g = keys[0], elements[0]
             data = ring.switch_key(c1, plan, key.b, key.a, down, c0[:, None], g, rows[0])

@@ -20,6 +20,7 @@ from aegis_dask.ckks.galois import rotation_element
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.errors import EncodingError, LevelError, ScaleError
+from aegis_dask.ring.backend import contiguous
 
 if TYPE_CHECKING:
     from aegis_dask.ckks.evaluator import Evaluator
@@ -123,14 +124,14 @@ class LinearTransform:
         runs = 2 * period
         if runs * MIN_RUN <= params.ring_degree:
             rolled = [[np.roll(folded.get(g + b, zero), g) for b in babies] for g in giants]
-            weights = _encode_runs(params, np.array(rolled), limbs, scale)
+            weights = encode_runs(params, np.array(rolled), limbs, scale)
             return cls(params, level, babies, giants, weights)
         table = {}
         for g in giants:
             for b in babies:
                 if g + b in folded:
                     v = np.tile(np.roll(folded[g + b], g), params.slots // period)
-                    table[g, b] = _encode_full(params, v, limbs, scale)
+                    table[g, b] = encode_full(params, v, limbs, scale)
         return cls(params, level, babies, giants, table)
 
     @property
@@ -170,7 +171,7 @@ def _coefficients(values: NDArray[np.complex128], n: int, scale: float) -> NDArr
     return c
 
 
-def _encode_runs(
+def encode_runs(
     params: Parameters, vectors: NDArray[np.complex128], limbs: list[int], scale: float
 ) -> NDArray[np.uint32]:
     """Return ``[limb, 2 period, ...]`` residues of ``[..., period]`` in Montgomery form."""
@@ -179,7 +180,7 @@ def _encode_runs(
     return params.ring.encode_weights(c.astype(np.int64, order="C"), limbs)
 
 
-def _encode_full(
+def encode_full(
     params: Parameters, values: NDArray[np.complex128], limbs: list[int], scale: float
 ) -> Any:
     """Return ``[limb, N]`` residues in Montgomery form."""
@@ -213,8 +214,8 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
     keys = {k: ev.keys.for_element(rotation_element(k, n), t.level) for k in t.rotations}
     rows = {k: ev.levels.key_rows(key.level, t.level) for k, key in keys.items()}
     plan = ev.levels.digit_raise(t.level)
-    c0, c1 = (np.ascontiguousarray(x.data[:, k]) for k in (0, 1))
-    p_mod = _special_factors(params, t.level)
+    c0, c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
+    p_mod = special_factors(params, t.level)
     scaled0 = ring.multiply_runs(c0, p_mod, limbs[:window])
     digits = ring.raise_digits(c1, plan)
 
@@ -271,8 +272,8 @@ def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
     """Return rot_g of ``[batch, 2, limb, N]`` over QP, over QP."""
     params, ring = ev.params, ev.params.ring
     limbs, plan = params.extended_limbs(level), ev.levels.digit_raise(level)
-    c1 = ring.mod_down(np.ascontiguousarray(acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
-    c1 = np.ascontiguousarray(c1)
+    c1 = ring.mod_down(contiguous(ring, acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
+    c1 = contiguous(ring, c1)
     digits = ring.raise_digits(c1, plan)
     rows = ev.levels.key_rows(key.level, level)
     out = ring.inner_product(c1, digits, plan, key.b, key.a, True, rows)
@@ -281,6 +282,7 @@ def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
     return ring.automorphism(out, rotation_element(g, params.ring_degree))
 
 
-def _special_factors(params: Parameters, level: int) -> NDArray[np.uint32]:
+def special_factors(params: Parameters, level: int) -> NDArray[np.uint32]:
+    """Return ``[limb, 1]`` residues of P."""
     p = params.chain.special_modulus
     return np.array([[p % params.chain.primes[i]] for i in params.limbs(level)], np.uint32)

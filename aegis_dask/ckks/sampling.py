@@ -46,6 +46,16 @@ def ternary(shape: tuple[int, ...]) -> NDArray[np.int64]:
     return out
 
 
+def sparse_ternary(count: int, weight: int) -> NDArray[np.int64]:
+    """Return `count` coefficients of which `weight`, anywhere, are -1 or 1, the others 0."""
+    if not 0 < weight <= count:
+        raise ValueError(f"{weight} of {count} coefficients cannot be nonzero")
+    out = np.zeros(count, np.int64)
+    places = secrets.SystemRandom().sample(range(count), weight)
+    out[places] = np.array([1 - 2 * secrets.randbits(1) for _ in places], np.int64)
+    return out
+
+
 def error(shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Return centred binomial coefficients, the difference of two sums of 21 bits."""
     words = _stream(8 * int(np.prod(shape))).view(np.uint64)

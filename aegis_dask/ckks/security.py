@@ -28,3 +28,26 @@ def check_key_modulus(log_n: int, log2_modulus: float, what: str) -> None:
             "fewer or smaller levels, fewer special primes, or a larger ring; pass insecure=True "
             "only for tests."
         )
+
+
+MAX_LOG2_SPARSE_MODULUS = {(16, 32): 121, (15, 64): 80}
+"""(log2 N, weight) -> largest log2 of a key modulus under a ternary secret with so few nonzero
+coefficients. The guidelines do not cover sparse secrets.
+
+2^16: the value that Lattigo uses for the ephemeral secret of bootstrapping
+(`parameters_literal.go`, after Bossuat, Troncoso-Pastoriza, Hubaux, ePrint 2022/024). 2^15: derived
+from it. At half the ring degree 60 bits keep the ratio of modulus and dimension, hence the cost of
+lattice reduction after any guess; twice the weight doubles the exponent of guessing zeros, which
+leaves a margin for 80 bits (`docs/bootstrapping.md`)."""
+
+
+def check_sparse_key_modulus(log_n: int, weight: int, log2_modulus: float, what: str) -> None:
+    """Raise `InsecureParametersError` if a key under a sparse secret is below 128-bit security."""
+    limit = MAX_LOG2_SPARSE_MODULUS.get((log_n, weight), 0)
+    if log2_modulus > limit:
+        raise InsecureParametersError(
+            f"{what} has a modulus of {log2_modulus:.1f} bits and a secret with {weight} nonzero "
+            f"coefficients; at ring degree 2^{log_n} at most {limit} bits are known to give "
+            f"{SECURITY_BITS}-bit security. Use a smaller base, fewer special primes for that key, "
+            "or a denser secret; pass insecure=True only for tests."
+        )

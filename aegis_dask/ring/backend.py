@@ -167,3 +167,15 @@ class Ring(Protocol):
         They are the values of polynomials in ``X^(N/run)`` with integer coefficients
         ``[run, ...]``, a power of two of them, at most N/16.
         """
+
+
+def contiguous(ring: Ring, x: Array) -> Array:
+    """Return x if it is contiguous, else a copy in memory of the ring, which is reused.
+
+    Memory fresh from the system costs several times the copy in page faults.
+    """
+    if x.flags.c_contiguous:
+        return x
+    out = ring.empty(x.shape)
+    out[...] = x
+    return out

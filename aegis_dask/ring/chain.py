@@ -126,7 +126,9 @@ def build_chain(
         else from 50 to 60 (a pair of primes).
     level_bits
         Size of each level from the bottom: 35, 40 or 45 (rational rescaling), 25 to 30 (one
-        prime) or 50 to 60 (a pair). Single and pair levels stand above the rational ones.
+        prime) or 50 to 60 (a pair). Single and pair levels stand above the rational ones. A level
+        of 50 bits there is made of two terminal primes while there are some that the levels below
+        it do without: keys carry them anyway.
     special_count
         Number of primes just below 2^30 in P.
 
@@ -157,6 +159,8 @@ def build_chain(
                 )
             t, m = _next_counts(t, m, bits)
             main_bits += [float(MAIN_BITS)] * (m - len(main_bits))
+        elif bits == 2 * TERMINAL_BITS and rational and t + 2 <= max(t for t, _ in counts):
+            t += 2
         elif 25 <= bits <= 30 or 50 <= bits <= 60:
             new = [float(bits)] if bits <= 30 else [bits / 2] * 2
             # Limbs above m exist already where the rational cycle stepped back; they are reused

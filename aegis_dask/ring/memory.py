@@ -1,13 +1,16 @@
 """Reuse of large host arrays.
 
 A fresh 20 MB array costs as much in page faults as adding two ciphertexts. Freed buffers are kept
-for the next array of the same size, up to a bound.
+for the next array of about the same size, up to a bound; those of sizes that have not been used for
+longest make room. (A circuit that walks down the levels asks for other sizes at every level.)
 """
 
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+import weakref
+from bisect import bisect_left, insort
+from collections import OrderedDict
 from math import prod
 from typing import Any
 
@@ -17,6 +20,21 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 SMALLEST = 1 << 18
 """Arrays below this many bytes are left to NumPy."""
+SLACK = 4
+"""A buffer serves arrays that are smaller by up to one part in this many."""
+
+
+_pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()
+
+
+def keep_at_least(size: int) -> None:
+    """Let the pools that exist keep at least `size` bytes each.
+
+    For work that goes through so much memory at a time that the usual bound would give it back to
+    the system and take it again, over and over.
+    """
+    for pool in _pools:
+        pool.limit = max(pool.limit, size)
 
 
 class _Block:
@@ -45,8 +63,10 @@ class BufferPool:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        _pools.add(self)
         self.held = 0
-        self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._free: OrderedDict[int, list[NDArray[np.uint8]]] = OrderedDict()  # recent use last
+        self._sizes: list[int] = []  # of _free, sorted
         self._lock = threading.RLock()  # a finalizer may run inside `empty`
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint32]:
@@ -55,25 +75,48 @@ class BufferPool:
         if size < SMALLEST:
             return np.empty(shape, np.uint32)
         with self._lock:
-            stack = self._free.get(size)
-            buffer = stack.pop() if stack else None
-            if buffer is not None:
-                self.held -= size
+            place = bisect_left(self._sizes, size)
+            buffer = None
+            if place < len(self._sizes) and self._sizes[place] <= size + size // SLACK:
+                buffer = self._take(self._sizes[place])
         if buffer is None:
             raw = np.empty(size + ALIGNMENT, np.uint8)
             skip = -raw.ctypes.data % ALIGNMENT
             buffer = raw[skip : skip + size]
         return np.asarray(_Block(self, buffer, shape))
 
+    def _take(self, size: int, keep_place: bool = False) -> NDArray[np.uint8]:
+        stack = self._free[size]
+        buffer = stack.pop()
+        self.held -= size
+        if stack and not keep_place:
+            self._free.move_to_end(size)
+        elif not stack:
+            del self._free[size]
+            del self._sizes[bisect_left(self._sizes, size)]
+        return buffer
+
     def give_back(self, buffer: NDArray[np.uint8]) -> None:
-        """Keep a buffer for reuse, or let it go when the pool is full."""
+        """Keep a buffer for reuse, in the place of others that have not been used for longer."""
+        size = len(buffer)
         with self._lock:
-            if self.held + len(buffer) <= self.limit:
-                self._free[len(buffer)].append(buffer)
-                self.held += len(buffer)
+            while self.held + size > self.limit and self._free:
+                oldest = next(iter(self._free))
+                if oldest == size:
+                    return
+                self._take(oldest, keep_place=True)
+            if self.held + size > self.limit:
+                return
+            if size not in self._free:
+                self._free[size] = []
+                insort(self._sizes, size)
+            self._free[size].append(buffer)
+            self._free.move_to_end(size)
+            self.held += size
 
     def clear(self) -> None:
         """Free every buffer that is not in use."""
         with self._lock:
             self._free.clear()
+            self._sizes.clear()
             self.held = 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.ring.backend import Ring
-from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool
+from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool, keep_at_least
 from tests import reference
 
 SHAPE = (2, SMALLEST // 4)
@@ -157,3 +157,39 @@ def test_zeros_are_zero_even_in_used_memory(ring: Ring) -> None:
     shape = (8, SMALLEST // 4)
     ring.empty(shape).fill(5)
     assert not np.any(ring.zeros(shape))
+
+
+def test_a_somewhat_larger_buffer_serves_a_smaller_array(pool: BufferPool) -> None:
+    x = pool.empty((5, SMALLEST // 4))
+    where = address(x)
+    del x
+    gc.collect()
+    y = pool.empty((4, SMALLEST // 4))
+    assert address(y) == where
+    assert y.shape == (4, SMALLEST // 4)
+    del y
+    gc.collect()
+    assert pool.held == 5 * SMALLEST
+
+
+def test_sizes_that_are_no_longer_used_make_room(pool: BufferPool) -> None:
+    old = [pool.empty(SHAPE) for _ in range(8)]
+    del old
+    gc.collect()
+    assert pool.held == pool.limit
+    x = pool.empty((4, SMALLEST // 4))
+    where = address(x)
+    del x
+    gc.collect()
+    assert pool.held == pool.limit
+    assert address(pool.empty((4, SMALLEST // 4))) == where
+
+
+def test_a_pool_can_be_told_to_keep_more(pool: BufferPool) -> None:
+    keep_at_least(10 * BYTES)
+    arrays = [pool.empty(SHAPE) for _ in range(12)]
+    del arrays
+    gc.collect()
+    assert pool.held == 10 * BYTES
+    keep_at_least(1)
+    assert pool.limit == 10 * BYTES

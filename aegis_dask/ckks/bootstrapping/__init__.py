@@ -1,0 +1,1 @@
+"""Bootstrapping: fresh levels for ciphertexts, without the secret key."""

@@ -1,0 +1,284 @@
+"""Parameters of a scheme with bootstrapping: levels for computing, and above them the circuit's.
+
+From the bottom: `ordinary levels` (rational, 35 or 40 bits), which end with those that a refreshed
+ciphertext has; the levels of EvalMod (pairs of primes); those of CoeffsToSlots.
+
+=================  ============================================================================
+level              role
+=================  ============================================================================
+``input_level``    a ciphertext is refreshed from here (SlotsToCoeffs takes the levels below)
+``output_level``   a refreshed ciphertext
+``sine_level``     a coefficient in a slot, before EvalMod
+``max_level``      after ModRaise
+=================  ============================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from aegis_dask.ckks.bootstrapping.sine import Sine, log2_failure
+from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
+from aegis_dask.ckks.scale import Scale
+from aegis_dask.ckks.security import check_sparse_key_modulus
+from aegis_dask.errors import ParameterError
+from aegis_dask.ring.chain import ModulusChain, Window
+
+
+@dataclass(frozen=True)
+class BootstrappingLiteral:
+    """Unchecked choice of parameters with bootstrapping.
+
+    Attributes
+    ----------
+    log_n, base_bits, special_primes, digits, scale_bits, insecure, name
+        As in `ParametersLiteral`.
+    usable_levels
+        Levels between two refreshes.
+    level_bits
+        Size of each of them: 35, 40 or 45.
+    sine_bits
+        Sizes of the levels of EvalMod from the bottom, 50 to 60: as many as the degree and the
+        double angles take. Larger ones on top pay: near its maximum the cosine magnifies the error
+        of the first square.
+    coeffs_to_slots
+        Sizes of the levels of CoeffsToSlots from the bottom, 50 to 60. Those of 50 on top use the
+        terminal primes that are there (see `ring.chain.build_chain`).
+    slots_to_coeffs
+        Levels of SlotsToCoeffs, of `level_bits` each.
+    ratio_bits
+        log2 of ``q_0 / Delta`` as ModRaise sees it: larger is a better sine and more noise.
+    max_magnitude
+        Largest real or imaginary part of a slot that may be refreshed.
+    sine_degree, doublings, sine_bound
+        See `Sine`.
+    sparse_weight
+        Nonzero coefficients of the ephemeral secret.
+    sparse_special_primes
+        Special primes of the key that switches to it; its digits are single primes.
+    """
+
+    log_n: int
+    usable_levels: int
+    special_primes: int
+    digits: int
+    coeffs_to_slots: tuple[int, ...]
+    base_bits: int = 50
+    level_bits: int = 40
+    scale_bits: int = 40
+    sine_bits: tuple[int, ...] = (58, 58, 58, 58, 58, 60, 60, 58)
+    slots_to_coeffs: int = 3
+    ratio_bits: int = 13
+    max_magnitude: float = 2.0
+    sine_degree: int = 30
+    doublings: int = 3
+    sine_bound: int = 14
+    sparse_weight: int = 32
+    sparse_special_primes: int = 1
+    insecure: bool = False
+    name: str = ""
+
+    @property
+    def scheme(self) -> ParametersLiteral:
+        """The literal of the scheme."""
+        ordinary = (self.level_bits,) * (self.usable_levels + self.slots_to_coeffs)
+        return ParametersLiteral(
+            self.log_n,
+            self.base_bits,
+            (*ordinary, *self.sine_bits, *self.coeffs_to_slots),
+            self.special_primes,
+            self.digits,
+            self.scale_bits,
+            insecure=self.insecure,
+            name=self.name,
+        )
+
+
+BOOTSTRAPPING_PRESETS: dict[str, BootstrappingLiteral] = {
+    p.name: p
+    for p in (
+        BootstrappingLiteral(16, 13, 12, 4, (58, 58, 50, 50), name="n16-d40-b13"),
+        BootstrappingLiteral(
+            16,
+            15,
+            12,
+            4,
+            (54, 54, 50, 50),
+            level_bits=35,
+            scale_bits=35,
+            sine_bits=(55,) * 8,
+            name="n16-d35-b15",
+        ),
+        BootstrappingLiteral(
+            15,
+            3,
+            4,
+            8,
+            (50, 50),
+            level_bits=35,
+            scale_bits=35,
+            sine_bits=(52,) * 8,
+            slots_to_coeffs=2,
+            ratio_bits=12,
+            sine_bound=17,
+            sparse_weight=64,
+            name="n15-d35-b3",
+        ),
+        BootstrappingLiteral(
+            10, 4, 9, 4, (58, 50, 50), sparse_weight=16, insecure=True, name="insecure-n10-d40-b4"
+        ),
+        BootstrappingLiteral(12, 7, 10, 4, (58, 50, 50), insecure=True, name="insecure-n12-d40-b7"),
+    )
+}
+"""Parameter sets by name; ``b`` counts the usable levels. Every name without ``insecure`` is
+128-bit secure (checked on the moduli of all keys)."""
+
+
+class BootstrappingParameters:
+    """Checked parameters with bootstrapping: `params` of the scheme, and those of the circuit.
+
+    Raises
+    ------
+    ParameterError
+        If the literal is inconsistent.
+    InsecureParametersError
+        If a key's modulus, that of the sparse secret's key included, is too large.
+    """
+
+    def __init__(self, literal: BootstrappingLiteral) -> None:
+        self.literal = literal
+        levels = literal.sine_degree.bit_length() + literal.doublings
+        if len(literal.sine_bits) != levels:
+            raise ParameterError(
+                f"{len(literal.sine_bits)} levels of EvalMod were given; a cosine of degree "
+                f"{literal.sine_degree} and {literal.doublings} double angles take {levels}"
+            )
+        self.params = Parameters.from_literal(literal.scheme)
+        self.sine = Sine(
+            literal.sine_bound,
+            literal.sine_degree,
+            literal.doublings,
+            literal.max_magnitude * 2.0**-literal.ratio_bits,
+        )
+        if not literal.insecure:
+            check_sparse_key_modulus(
+                literal.log_n,
+                literal.sparse_weight,
+                self.sparse_chain.log2_key_modulus,
+                "the key to the ephemeral secret",
+            )
+        if not 0 < literal.ratio_bits < 30:
+            raise ParameterError(f"ratio_bits is {literal.ratio_bits}, it must be 1 to 29")
+
+    @classmethod
+    def from_literal(cls, literal: BootstrappingLiteral) -> BootstrappingParameters:
+        """Check a literal and build its parameters (cached)."""
+        return _from_literal(literal)
+
+    @classmethod
+    def preset(cls, name: str) -> BootstrappingParameters:
+        """Return a parameter set by name, for example ``"n16-d40-b13"``."""
+        if name not in BOOTSTRAPPING_PRESETS:
+            known = ", ".join(sorted(BOOTSTRAPPING_PRESETS))
+            raise ParameterError(f"no preset {name!r} with bootstrapping; there are {known}")
+        return _from_literal(BOOTSTRAPPING_PRESETS[name])
+
+    # -- levels -----------------------------------------------------------------------------
+
+    @property
+    def max_level(self) -> int:
+        """Level after ModRaise."""
+        return self.params.max_level
+
+    @property
+    def sine_level(self) -> int:
+        """Level of the input of EvalMod."""
+        return self.max_level - len(self.literal.coeffs_to_slots)
+
+    @property
+    def output_level(self) -> int:
+        """Level of a refreshed ciphertext."""
+        return self.literal.usable_levels + self.literal.slots_to_coeffs
+
+    @property
+    def input_level(self) -> int:
+        """Lowest level that a ciphertext is refreshed from."""
+        return self.literal.slots_to_coeffs
+
+    @property
+    def usable_levels(self) -> int:
+        """Levels between two refreshes."""
+        return self.literal.usable_levels
+
+    # -- scales -----------------------------------------------------------------------------
+
+    @cached_property
+    def modulus(self) -> Scale:
+        """q_0 as a scale."""
+        return self.params.window_scale(self.params.window(0))
+
+    @cached_property
+    def raised_scale(self) -> Scale:
+        """Scale of the message at level 0 before it is raised: ``q_0 / 2^ratio_bits``."""
+        return self.modulus / Scale({2: self.literal.ratio_bits})
+
+    def quotient(self, level: int) -> Scale:
+        """Return ``Q_level / Q_(level - 1)``, what a rescale divides by."""
+        upper, lower = self.params.window(level), self.params.window(level - 1)
+        return self.params.window_scale(upper) / self.params.window_scale(lower)
+
+    def sine_scales(self, raised_scale: Scale) -> tuple[Scale, ...]:
+        """Return the scale per level within EvalMod: canonical up to the output level's.
+
+        EvalMod returns ``m Delta / q_0`` where m is wanted, Delta being the scale of the raised
+        message. The scale at the output level is the canonical one times ``q_0 / Delta``, so that
+        calling it canonical divides by that number exactly. Upwards, products keep these scales as
+        they do canonical ones.
+        """
+        return _sine_scales(self, raised_scale)
+
+    # -- the ephemeral secret -----------------------------------------------------------------
+
+    @cached_property
+    def sparse_chain(self) -> ModulusChain:
+        """Chain of the key to the ephemeral secret: the primes of level 0 and few special ones."""
+        chain, window = self.params.chain, self.params.window(0)
+        return ModulusChain(
+            chain.ring_degree,
+            chain.primes[window.start : window.stop],
+            chain.special_primes[: self.literal.sparse_special_primes],
+            (Window(0, len(window)),),
+        )
+
+    @property
+    def log2_failure(self) -> float:
+        """log2 of a bound on the probability that a refresh of one ciphertext fails."""
+        literal = self.literal
+        return log2_failure(literal.sine_bound, literal.sparse_weight, self.params.ring_degree)
+
+    def __repr__(self) -> str:
+        return (
+            f"BootstrappingParameters({self.params!r}: {self.usable_levels} usable levels, from "
+            f"{self.input_level} to {self.output_level}, q_0 / scale 2^{self.literal.ratio_bits})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_literal, (self.literal,)
+
+
+@lru_cache(maxsize=16)
+def _from_literal(literal: BootstrappingLiteral) -> BootstrappingParameters:
+    return BootstrappingParameters(literal)
+
+
+@lru_cache(maxsize=64)
+def _sine_scales(params: BootstrappingParameters, raised_scale: Scale) -> tuple[Scale, ...]:
+    scheme, output = params.params, params.output_level
+    out = list(scheme.scales[:output])
+    out.append(scheme.scales[output] * params.modulus / raised_scale)
+    for level in range(output + 1, params.sine_level + 1):
+        quotient = params.quotient(level)
+        out.append((out[-1] * quotient).sqrt())
+    return tuple(out)

@@ -1,0 +1,234 @@
+"""Factored linear transforms on ciphertexts: one level per factor.
+
+As in `ckks.linear`: baby steps share one decomposition, products are summed over QP, each giant
+step divides one component by P (Bossuat et al., ePrint 2020/1203, section 4). Differences:
+
+- Giant steps are taken by Horner's rule, ``rot(.. rot(s_2) + s_1) + s_0``: all of them use one
+  rotation key.
+- Rotations begin at 0 (`fourier.factors` moves them there).
+- The first factor after ModRaise rotates a ciphertext under the ephemeral secret (`raising.Raised`)
+  without a decomposition, with keys of one digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ckks.bootstrapping.fourier import MIN_RUN, Factor
+from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
+from aegis_dask.ckks.bootstrapping.raising import Raised
+from aegis_dask.ckks.evaluator import Evaluator
+from aegis_dask.ckks.galois import rotation_element
+from aegis_dask.ckks.linear import encode_full, encode_runs, special_factors
+from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.ckks.scale import Scale
+from aegis_dask.ring.backend import contiguous
+
+Baby = Callable[[int], Any]
+"""Index of a baby step -> P times the rotation over QP, before its automorphism."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFactor:
+    """A factor encoded for one level.
+
+    Attributes
+    ----------
+    params, level
+        Parameters, and the level of the ciphertexts it applies to.
+    scale
+        Scale of the weights.
+    stride
+        Rotations are ``(giant babies + baby) stride``.
+    babies, giants
+        Numbers of steps.
+    weights
+        Residues over QP in Montgomery form: of short period ``[limb, run, giant, baby]``, else
+        ``{(giant, baby): [limb, N]}``.
+    """
+
+    params: Parameters
+    level: int
+    scale: Scale
+    stride: int
+    babies: int
+    giants: int
+    weights: NDArray[np.uint32] | dict[tuple[int, int], Any]
+
+    @property
+    def baby_rotations(self) -> tuple[int, ...]:
+        """Rotations of the baby steps."""
+        return tuple(i * self.stride % self.params.slots for i in range(self.babies))
+
+    @property
+    def giant_rotation(self) -> int:
+        """Rotation of one giant step."""
+        return self.babies * self.stride % self.params.slots
+
+    @property
+    def rotations(self) -> frozenset[int]:
+        """Rotations that need keys."""
+        giant = {self.giant_rotation} if self.giants > 1 else set()
+        return frozenset({*self.baby_rotations, *giant} - {0})
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the weights."""
+        if isinstance(self.weights, dict):
+            return sum(int(w.nbytes) for w in self.weights.values())
+        return int(self.weights.nbytes)
+
+
+def encode_factor(
+    params: Parameters, factor: Factor, level: int, scale: Scale, babies: int
+) -> EncodedFactor:
+    """Encode a factor for ciphertexts of one level.
+
+    Parameters
+    ----------
+    params
+        The parameters of the scheme.
+    factor
+        The matrix.
+    level
+        Level of the ciphertexts.
+    scale
+        Scale of the weights.
+    babies
+        Number of baby steps; the giant steps follow.
+    """
+    count, period = factor.diagonals.shape
+    babies = min(babies, count)
+    giants = -(-count // babies)
+    limbs = params.extended_limbs(level)
+    rows: dict[tuple[int, int], NDArray[np.complex128]] = {}
+    for i in range(count):
+        g, b = divmod(i, babies)
+        # The giant rotation comes after the product.
+        rows[g, b] = np.roll(factor.diagonals[i], g * babies * factor.stride)
+    numeric = float(scale)
+    if 2 * period * MIN_RUN <= params.ring_degree:
+        table = np.zeros((giants, babies, period), np.complex128)
+        for (g, b), row in rows.items():
+            table[g, b] = row
+        weights: Any = encode_runs(params, table, limbs, numeric)
+    else:
+        repeats = params.slots // period
+        weights = {
+            at: encode_full(params, np.tile(row, repeats), limbs, numeric)
+            for at, row in rows.items()
+            if np.any(row)
+        }
+    return EncodedFactor(params, level, scale, factor.stride, babies, giants, weights)
+
+
+def apply_factor(ev: Evaluator, x: Ciphertext, f: EncodedFactor) -> Ciphertext:
+    """Return the product, rescaled: one level lower, of scale ``x.scale f.scale / q``."""
+    params, ring = ev.params, ev.params.ring
+    limbs, n = params.extended_limbs(f.level), params.ring_degree
+    window = len(params.window(f.level))
+    rotations = f.baby_rotations
+    keys = {k: ev.keys.for_element(rotation_element(k, n), f.level) for k in rotations if k}
+    plan = ev.levels.digit_raise(f.level)
+    c0, c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
+    p_mod = special_factors(params, f.level)
+    scaled0 = ring.multiply_runs(c0, p_mod, limbs[:window])
+    digits = ring.raise_digits(c1, plan)
+    first = True
+
+    def baby(i: int) -> Any:
+        nonlocal first
+        step = rotations[i]
+        if step == 0:
+            out = ring.zeros((x.batch, 2, len(limbs), n))
+            out[:, 0, :window] = scaled0
+            out[:, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
+            return out
+        key = keys[step]
+        rows = ev.levels.key_rows(key.level, f.level)
+        out = ring.inner_product(c1, digits, plan, key.b, key.a, first, rows)
+        first = False
+        for j in range(x.batch):
+            ring.add(out[j, 0, :window], scaled0[j], limbs[:window], out=out[j, 0, :window])
+        return out
+
+    return _finish(ev, f, baby, x.batch, x.scale)
+
+
+def apply_raised(
+    ev: Evaluator, keys: BootstrappingKeys, x: Raised, scale: Scale, f: EncodedFactor
+) -> Ciphertext:
+    """Apply the first factor to a raised ciphertext whose message has `scale`."""
+    switching = [keys.for_raised(step) for step in f.baby_rotations]
+    return _finish(ev, f, lambda i: x.switched(switching[i]), x.batch, scale)
+
+
+def sum_raised(
+    ev: Evaluator, keys: BootstrappingKeys, x: Raised, scale: Scale, steps: Sequence[int]
+) -> Ciphertext:
+    """Return the sum of rotations of a raised ciphertext, under the dense secret."""
+    params, ring = ev.params, ev.params.ring
+    limbs, total = params.extended_limbs(x.level), None
+    for step in steps:
+        term = x.switched(keys.for_raised(step))
+        if step:
+            term = ring.automorphism(term, rotation_element(step, params.ring_degree))
+        total = term if total is None else ring.add(total, term, limbs, out=total)
+    assert total is not None
+    data = ring.mod_down(total, ev.levels.mod_down(x.level, x.level))
+    return Ciphertext(params, data, x.level, scale)
+
+
+def _finish(ev: Evaluator, f: EncodedFactor, baby: Baby, batch: int, scale: Scale) -> Ciphertext:
+    params, ring = ev.params, ev.params.ring
+    limbs = params.extended_limbs(f.level)
+    sums = _products(f, baby, batch, limbs)
+    total = sums[-1]
+    for term in reversed(sums[:-1]):
+        total = ring.add(_giant(ev, total, f), term, limbs)
+    data = ring.mod_down(total, ev.levels.mod_down(f.level, f.level - 1))
+    _, after = ev.levels.rescale(f.level, scale * f.scale)
+    return Ciphertext(params, data, f.level - 1, after)
+
+
+def _products(f: EncodedFactor, baby: Baby, batch: int, limbs: list[int]) -> list[Any]:
+    """Return the sums over baby steps for every giant step, over QP."""
+    ring, n = f.params.ring, f.params.ring_degree
+    shape = (batch, 2, len(limbs), n)
+    elements = [rotation_element(k, n) for k in f.baby_rotations]
+    if not isinstance(f.weights, dict):
+        rotated = ring.empty((f.babies, *shape))
+        for i, element in enumerate(elements):
+            term = baby(i)
+            rotated[i] = term if element == 1 else ring.automorphism(term, element)
+        products = ring.gemm(rotated, f.weights, limbs)
+        return [products[g] for g in range(f.giants)]
+    sums = [ring.zeros(shape) for _ in range(f.giants)]
+    for i, element in enumerate(elements):
+        term = baby(i)
+        for g, acc in enumerate(sums):
+            if (g, i) in f.weights:
+                ring.automorphism_multiply_add(acc, term, f.weights[g, i], limbs, element)
+    return sums
+
+
+def _giant(ev: Evaluator, acc: Any, f: EncodedFactor) -> Any:
+    """Rotate ``[batch, 2, limb, N]`` over QP by one giant step."""
+    params, ring, level = ev.params, ev.params.ring, f.level
+    limbs, plan = params.extended_limbs(level), ev.levels.digit_raise(level)
+    element = rotation_element(f.giant_rotation, params.ring_degree)
+    key = ev.keys.for_element(element, level)
+    down = ev.levels.mod_down(level, level)
+    c1 = contiguous(ring, ring.mod_down(contiguous(ring, acc[:, 1:]), down)[:, 0])
+    digits = ring.raise_digits(c1, plan)
+    rows = ev.levels.key_rows(key.level, level)
+    out = ring.inner_product(c1, digits, plan, key.b, key.a, True, rows)
+    for i in range(out.shape[0]):
+        ring.add(out[i, 0], acc[i, 0], limbs, out=out[i, 0])
+    return ring.automorphism(out, element)
