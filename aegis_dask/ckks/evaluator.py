@@ -143,7 +143,7 @@ class Evaluator:
         if not isinstance(y, Ciphertext):
             return self._multiply_plain(x, y, rescale)
         self._check(x, y)
-        x, y = self._align_levels(x, y)
+        x, y = self.align_levels(x, y)
         if rescale:
             self._require_level(x)
         if x.components != 2 or y.components != 2:
@@ -199,7 +199,7 @@ class Evaluator:
             )
         if x.components != 2 or y.components != 2:
             raise ScaleError("products take ciphertexts of 2 components; relinearise them first")
-        x, y = self._align_levels(x, y)
+        x, y = self.align_levels(x, y)
         if rescale:
             self._require_level(x)
         left, right = (v.data.reshape(-1, terms, *v.data.shape[1:]) for v in (x, y))
@@ -360,7 +360,8 @@ class Evaluator:
         data = self.params.ring.mod_down(contiguous(self.params.ring, kept), plan)
         return x.with_data(data, level, target)
 
-    def _align_levels(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
+    def align_levels(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
+        """Return both at the lower of their levels, as products need them."""
         if x.level > y.level:
             x = self.to_level(x, y.level)
         elif y.level > x.level:

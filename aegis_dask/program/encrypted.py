@@ -227,7 +227,7 @@ class Encrypted:
 
     def contract(self, x: CipherArray, y: CipherArray, transposed: bool) -> CipherArray:
         """Return ``sum_k x[k] y[o, k]`` (``y[k, o]`` if transposed), not yet relinearised."""
-        a, b = self._same_level(x.batch, y.batch)
+        a, b = self.evaluator.align_levels(x.batch, y.batch)
         data = b.data.reshape(*y.shape, *b.data.shape[1:])
         if transposed:
             data = data.swapaxes(0, 1)
@@ -236,19 +236,8 @@ class Encrypted:
 
     def sum_of_squares(self, x: CipherArray) -> CipherArray:
         """Return the sum of the squares of all ciphertexts, not yet relinearised."""
-        batch = x.batch
-        out = self.params.ring.contract(
-            batch.data, batch.data[None], self.params.limbs(batch.level)
-        )
-        return CipherArray(batch.with_data(out, scale=batch.scale * batch.scale), ())
-
-    def _same_level(self, x: Ciphertext, y: Ciphertext) -> tuple[Ciphertext, Ciphertext]:
-        level = min(x.level, y.level)
-        if x.level > level:
-            x = self.evaluator.to_level(x, level)
-        if y.level > level:
-            y = self.evaluator.to_level(y, level)
-        return x, y
+        out = self.evaluator.contract(x.batch, x.batch, relinearise=False, rescale=False)
+        return CipherArray(out, ())
 
     def relinearise(self, x: CipherArray) -> CipherArray:
         """Return to 2 components: one level."""

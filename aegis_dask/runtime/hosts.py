@@ -16,7 +16,6 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from distributed import Client
@@ -190,8 +189,3 @@ def _unlink(path: str) -> None:
 def _remove_tree(path: str) -> None:
     if Path(path).name.startswith("aegis-"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def describe_host() -> dict[str, Any]:
-    """Return what reports say about a machine."""
-    return {"host": socket.gethostname(), "cores": os.cpu_count()}

@@ -124,11 +124,6 @@ def open_context(name: str, directory: str) -> None:
         plugin.contexts[name] = context
 
 
-def known_contexts(dask_worker: Any) -> list[str]:
-    """Return the contexts that a worker has opened."""
-    return list(plugin_of(dask_worker).contexts)
-
-
 def close_context(name: str, dask_worker: Any) -> None:
     """Drop a context."""
     plugin_of(dask_worker).contexts.pop(name, None)

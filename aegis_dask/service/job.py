@@ -275,7 +275,7 @@ def make_job(
         raise ParameterError(
             f"graph {graph.name} uses {count} layers, {model.name} has {len(model.layers)}"
         )
-    model = replace(model, layers=model.layers[:count])
+    model = model.first_layers(count)
     calibration.check_model(model)
     calibration = replace(calibration, layers=calibration.layers[:count])
     layers = encoder_layers(model, calibration)

@@ -49,7 +49,7 @@ def first_layers(model: BertModel, count: int | None) -> BertModel:
             f"{count} layers are needed, {model.name} has {len(model.layers)}; use another graph "
             "or another model"
         )
-    return model if count is None else replace(model, layers=model.layers[:count])
+    return model if count is None else model.first_layers(count)
 
 
 def cut(ids: Ids, length: int) -> Ids:

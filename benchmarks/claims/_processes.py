@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.claims import Finding
+from benchmarks.claims import Claim, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,4 +68,16 @@ def pytest(*arguments: str) -> Finding:
         int(passed[1]) if passed else 0,
         "" if done.returncode == 0 else f"exit status {done.returncode}: {lines[-1]}",
         sound=done.returncode == 0,
+    )
+
+
+def passing(name: str, *arguments: str, slow: bool = False) -> Claim:
+    """The claim that these tests pass."""
+    return Claim(
+        name,
+        ">= 1",
+        "tests passed, none failed",
+        partial(pytest, *arguments),
+        command=" ".join(pytest_command(*arguments)),
+        slow=slow,
     )

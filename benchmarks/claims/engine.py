@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks._results import Run
-from benchmarks.claims import Claim, Finding, Options, _engine_checks, _processes
+from benchmarks.claims import Claim, Finding, Options, _engine_checks
+from benchmarks.claims._processes import passing
 from benchmarks.engine import measure_run
 from benchmarks.peers import OURS
 
@@ -94,25 +95,13 @@ class _Figures:
         return Finding(round(ours / theirs, 4), note, sound=kind == "serialised")
 
 
-def _tests(name: str, *arguments: str, slow: bool = False) -> Claim:
-    """The claim that these tests pass."""
-    return Claim(
-        name,
-        ">= 1",
-        "tests passed, none failed",
-        partial(_processes.pytest, *arguments),
-        command=" ".join(_processes.pytest_command(*arguments)),
-        slow=slow,
-    )
-
-
 def claims(options: Options) -> list[Claim]:
     """Every claim, in the order of the table."""
     figures = _Figures(options)
     selection = ["-m", "not slow" if options.quick else "slow or not slow"]
     return [
-        _tests("kernels-exact", "tests/ring", *selection),
-        _tests("scheme-every-level", "tests/ckks", *selection),
+        passing("kernels-exact", "tests/ring", *selection),
+        passing("scheme-every-level", "tests/ckks", *selection),
         Claim("precision-after-multiply", ">= 25", "bits, mean", _engine_checks.mean_precision),
         Claim(
             "precision-after-multiply-worst",
@@ -133,9 +122,9 @@ def claims(options: Options) -> list[Claim]:
         Claim("second-start", "< 2", "s", _engine_checks.second_start),
         Claim("first-run-announced", ">= 1", "progress lines", _engine_checks.first_run, slow=True),
         Claim("insecure-refused", ">= 1", "sets refused", _engine_checks.insecure_refused),
-        _tests("secret-not-in-public-objects", "tests/ckks/test_serialization.py", "-k", "secret"),
+        passing("secret-not-in-public-objects", "tests/ckks/test_serialization.py", "-k", "secret"),
         Claim("fresh-randomness", ">= 0.99", "residues that differ", _engine_checks.fresh),
-        _tests("seed-vectors", "tests/ring/test_sampling.py"),
+        passing("seed-vectors", "tests/ring/test_sampling.py"),
         Claim(
             "quick-suite-minutes",
             "< 10",

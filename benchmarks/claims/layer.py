@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.claims import Claim, Finding, Options, _processes
+from benchmarks.claims import Claim, Finding, Options
 from benchmarks.claims import _layer_checks as checks
+from benchmarks.claims._processes import passing
 
 
 def _demo(value: Callable[[dict[str, Any]], float], note: str = "") -> Callable[[], Finding]:
@@ -18,17 +19,6 @@ def _demo(value: Callable[[dict[str, Any]], float], note: str = "") -> Callable[
         return Finding(value(result), note.format(**result))
 
     return measure
-
-
-def _tests(name: str, *arguments: str, slow: bool = False) -> Claim:
-    return Claim(
-        name,
-        ">= 1",
-        "tests passed, none failed",
-        partial(_processes.pytest, *arguments),
-        command=" ".join(_processes.pytest_command(*arguments)),
-        slow=slow,
-    )
 
 
 def claims(options: Options) -> list[Claim]:
@@ -81,10 +71,10 @@ def claims(options: Options) -> list[Claim]:
             "configurations that differ",
             partial(checks.different_residues, quick),
         ),
-        _tests("same-residues-tests", "tests/runtime", *marks),
+        passing("same-residues-tests", "tests/runtime", *marks),
         Claim("capture-seconds", "< 60", "s, BERT-base x 2,048", checks.symbolic_seconds),
         Claim("capture-memory", "< 2", "GiB", checks.symbolic_memory),
-        _tests("counts-as-documented", "tests/circuits/test_counts.py", *marks),
-        _tests("bad-input", "tests/test_cli.py", "tests/service", "tests/runtime", *marks),
-        _tests("no-secret-on-the-server", "tests/service", "-k", "secret", *marks),
+        passing("counts-as-documented", "tests/circuits/test_counts.py", *marks),
+        passing("bad-input", "tests/test_cli.py", "tests/service", "tests/runtime", *marks),
+        passing("no-secret-on-the-server", "tests/service", "-k", "secret", *marks),
     ]

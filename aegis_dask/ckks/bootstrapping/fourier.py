@@ -18,14 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_dask.ckks.linear import MIN_RUN
 from aegis_dask.errors import ParameterError
 from aegis_dask.ring.tables import powers
 
 Diagonals = dict[int, NDArray[np.complex128]]
 """Rotation -> factor of each slot, one period of it."""
-
-MIN_RUN = 16
-"""Points of a run for which `Ring.gemm` takes weights of short period."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_dask.ckks.bootstrapping.fourier import MIN_RUN, Factor
+from aegis_dask.ckks.bootstrapping.fourier import Factor
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.bootstrapping.raising import Raised
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.galois import rotation_element
-from aegis_dask.ckks.linear import encode_full, encode_runs, special_factors
+from aegis_dask.ckks.linear import MIN_RUN, encode_full, encode_runs, special_factors
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
