@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
+from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.models.calibration import calibrate
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.models.text import Tokenizer
@@ -23,7 +24,10 @@ from aegis_dask.service.summary import describe_outcome, report_precision
 from aegis_dask.terminal import Terminal, parameter_lines, show_run
 
 GRAPH = "bert_layer"
-TEXT = "The nurse wrote down the results of the blood test and called the doctor before lunch."
+TEXT = (
+    "The nurse wrote down the results of the blood test and called the doctor before lunch, "
+    "because the numbers were far too high and the patient had fever."
+)
 REPORT = "aegis-demo.html"
 TOLERANCE = 1e-2
 PRECISION_FAILURE = 1
@@ -33,10 +37,13 @@ _ROLES = {
     "scheduler (here in it too)": "names of tasks: neither keys nor data",
     "workers": "weights, evaluation keys, ciphertexts: compute, and cannot decrypt",
 }
-_WHY_INSECURE = (
-    "This ring is small so that the demonstration takes seconds. With 128-bit security a whole "
-    "layer takes more levels than any ring has: it needs bootstrapping, which is not there yet. "
-    "The feed-forward half runs with 128-bit security today: aegis run feed_forward."
+_SECURE = (
+    "All of it is 128-bit secure. A layer takes more levels than the ring has: the workers refresh "
+    "ciphertexts on the way (bootstrapping), still without the secret key."
+)
+_INSECURE = (
+    "This ring is small and deep, so that the demonstration takes seconds. Without --insecure it "
+    "is 128-bit secure, and takes minutes."
 )
 
 
@@ -46,6 +53,7 @@ def run(
     length: int | None = None,
     report: Path | None = None,
     as_json: bool = False,
+    insecure: bool = False,
 ) -> int:
     """Run the demonstration and print what it measured.
 
@@ -61,6 +69,8 @@ def run(
         Where to write the report in HTML; None for no report.
     as_json
         Print one JSON object instead of tables.
+    insecure
+        Take a small ring without security, for seconds instead of minutes.
 
     Returns
     -------
@@ -78,12 +88,12 @@ def run(
     """
     start = time.perf_counter()
     terminal = Terminal(as_json)
-    prepared, texts = _prepare(text or TEXT, length, terminal)
+    prepared, texts = _prepare(text or TEXT, length, insecure, terminal)
     job = prepared.job
     assert job.params is not None
     _explain(prepared, texts, terminal)
     terminal.warn_if_insecure(job.params)
-    terminal.say(_WHY_INSECURE)
+    terminal.say(_SECURE if job.params.is_secure else _INSECURE)
     with terminal.step(f"Starting {workers} worker processes"):
         executor = local.open_executor(None, workers)
     with executor:
@@ -103,7 +113,9 @@ def run(
     return 0 if passed else PRECISION_FAILURE
 
 
-def _prepare(text: str, length: int | None, terminal: Terminal) -> tuple[Prepared, int]:
+def _prepare(
+    text: str, length: int | None, insecure: bool, terminal: Terminal
+) -> tuple[Prepared, int]:
     """Calibrate the layer and build the job; return it and the number of texts."""
     graph = load_graph(GRAPH)
     model = sources.first_layers(sources.open_model(None), graph.layers)
@@ -112,14 +124,16 @@ def _prepare(text: str, length: int | None, terminal: Terminal) -> tuple[Prepare
     samples = sources.sample_ids(model, min(positions, model.config.max_positions))
     with terminal.step(f"Calibrating layer 0 on {len(samples)} texts"):
         calibration = calibrate(model, samples)
-        job = make_job(model, calibration, graph, len(ids), tokens=positions, allow_insecure=True)
+        job = make_job(
+            model, calibration, graph, len(ids), tokens=positions, allow_insecure=insecure
+        )
         return local.prepare(job, ids), len(samples)
 
 
 def _explain(prepared: Prepared, texts: int, terminal: Terminal) -> None:
     job = prepared.job
     assert job.params is not None
-    packing, keys = job.packing, job.analysis.keys
+    packing, keys = job.packing, job.keys
     terminal.say("One encoder layer of all-MiniLM-L6-v2 on encrypted data", "bold")
     terminal.pairs(_ROLES)
     terminal.say("")
@@ -129,8 +143,8 @@ def _explain(prepared: Prepared, texts: int, terminal: Terminal) -> None:
             "calibrated on": f"{texts} sample texts, cut to {packing.tokens} tokens",
             "ciphertexts": f"{prod(job.layout.shape)} in, as many out",
             "program": f"{len(job.program.nodes)} operations, {job.program.depth} levels deep",
-            "evaluation keys": f"{keys.count}, {format_bytes(job.key_bytes)}",
-            **parameter_lines(job.params),
+            "evaluation keys": f"{keys.count}, {format_bytes(keys.nbytes)}",
+            **parameter_lines(job.params, job.placement),
         }
     )
 
@@ -150,10 +164,17 @@ def _write(outcome: Outcome, path: Path, terminal: Terminal) -> None:
             precision=report_precision(outcome),
             about={
                 **_ROLES,
-                "security": "NONE: this ring is far too small, for demonstration only",
+                "security": _security(outcome),
             },
         )
     terminal.say(f"Report: {path}")
+
+
+def _security(outcome: Outcome) -> str:
+    params = outcome.prepared.job.params
+    if params is not None and params.is_secure:
+        return f"{SECURITY_BITS} bits"
+    return "NONE: this ring is far too small, for demonstration only"
 
 
 def _as_dict(

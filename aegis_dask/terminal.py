@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -18,6 +18,7 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.errors import InsecureParametersWarning
+from aegis_dask.program.refresh import Placement
 from aegis_dask.runtime.progress import ProgressCallback, progress_bar
 from aegis_dask.runtime.result import Result
 from aegis_dask.runtime.transfers import format_bytes
@@ -99,9 +100,12 @@ class Terminal:
 
 def table_of(*columns: str) -> Table:
     """Return an empty table: the first column to the left, the others to the right."""
-    table = Table(box=box.SIMPLE_HEAD)
+    # Narrow: tables go into terminals of 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
+        justify: Literal["left", "right"] = "right" if i else "left"
+        width = len(column)
+        table.add_column(column, justify=justify, no_wrap=i > 0, min_width=width, overflow="fold")
     return table
 
 
@@ -113,12 +117,18 @@ def short_count(count: float) -> str:
     return f"{count:.0f}" if count >= 100 or count == int(count) else f"{count:.1f}"
 
 
-def parameter_lines(params: Parameters) -> dict[str, object]:
-    """Return what to say of parameters."""
+def parameter_lines(params: Parameters, placement: Placement | None = None) -> dict[str, object]:
+    """Return what to say of parameters, and of the refreshes of a program if it has any."""
+    levels, refreshes = f"{params.max_level}", {}
+    if placement is not None:
+        low, high = placement.budget.input_level, placement.budget.output_level
+        levels = f"{high - low} between refreshes, from {high} down to {low}"
+        refreshes = {"bootstraps": f"{placement.bootstraps}, at {len(placement.sites)} sites"}
     return {
         "parameters": params.name,
         "ring degree N": f"2^{params.literal.log_n} = {params.ring_degree:,}",
-        "levels": f"{params.max_level}, scale 2^{params.literal.scale_bits}",
+        "levels": f"{levels}, scale 2^{params.literal.scale_bits}",
+        **refreshes,
         "log2 QP": f"{params.log2_key_modulus:.0f}",
         "security": f"{SECURITY_BITS} bits" if params.is_secure else "NONE (insecure)",
     }

@@ -51,7 +51,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BertModel:
 
 
 def aegis_demo(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["demo", *arguments], catch_exceptions=False)
+    """Run the quick variant: on a small ring without security."""
+    return CliRunner().invoke(app, ["demo", "--insecure", *arguments], catch_exceptions=False)
 
 
 def test_the_demonstration_tells_what_runs_where_and_how_exact_it_is(
@@ -67,7 +68,7 @@ def test_the_demonstration_tells_what_runs_where_and_how_exact_it_is(
         "tokens, in 32 positions",
         "60 sample texts, cut to 32 tokens",
         "NONE (insecure)",
-        "bootstrapping",
+        "Without --insecure",
         "feed-forward: up, GELU",
         "attention: scores, exp, weighted values",
         "worker 1",
@@ -118,24 +119,26 @@ def test_a_missing_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_one_real_layer_on_two_worker_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--insecure"]])
+def test_one_real_layer_on_two_worker_processes(tmp_path: Path, options: list[str]) -> None:
     try:
         find_minilm()
     except Exception as error:
         pytest.skip(str(error))
     root = Path(__file__).parents[1]
     run = subprocess.run(
-        [sys.executable, "-m", "aegis_dask.cli", "demo", "--json"],
+        [sys.executable, "-m", "aegis_dask.cli", "demo", "--json", *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,  # what is promised for a machine that has nothing compiled yet
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     values = json.loads(run.stdout)
-    assert values["tokens"] >= 16
+    assert values["tokens"] >= 32
+    assert values["parameters"]["security_bits"] == (None if options else 128)
     assert values["precision"]["max_error"] < 1e-2
     assert len(values["run"]["workers"]) == 2
     assert all(w["tasks"] > 5 for w in values["run"]["workers"])

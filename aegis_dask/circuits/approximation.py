@@ -8,7 +8,7 @@ Chebyshev residual polynomial (Saad, Iterative Methods, section 6.11).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import acosh, atanh, ceil, cosh, erf, inf, log2, sqrt
 
@@ -21,6 +21,11 @@ from aegis_dask.program.graph import EncryptedTensor
 
 Float = NDArray[np.float64]
 MAX_DEGREE_BITS = 9
+LONGEST_CHAIN = 8
+"""Factors of an inverse that are multiplied one after the other."""
+REFRESH_ERROR = 1e-3
+"""Relative error that refreshing a value may cause in what is computed from it: the tolerance of
+the polynomials."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ class Inverse:
     @property
     def depth(self) -> int:
         """Levels from y to the result: the first factor takes none."""
-        return self.doublings if self.doublings > 1 else 0
+        return self.doublings + (self.doublings > LONGEST_CHAIN) if self.doublings > 1 else 0
 
     @property
     def scale(self) -> float:
@@ -243,19 +248,39 @@ def fit_inverse(ratio: float, tolerance: float) -> Inverse:
 def encrypted_inverse(y: EncryptedTensor, inverse: Inverse) -> EncryptedTensor:
     """Return ``1 / (y scale)``: the caller folds `Inverse.scale` into a later constant."""
     t = inverse.t0 - y
-    out: EncryptedTensor | None = None
+    factors = []
     for i, value in enumerate(inverse.factors()):
         if i:
             t = t.square() * 2 - 1
-        factor = t + value
-        out = factor if out is None else out * factor
-    assert out is not None
+        # What is left to compute is about 1 / (value - t). The ends of the interval are margin:
+        # what occurs is some four times as far from 0.
+        t = t.within(1, 4 * REFRESH_ERROR * (value - 1))
+        factors.append(t + value)
+    if len(factors) <= LONGEST_CHAIN:
+        return _product(factors)
+    # Two chains, so that a refresh of t between them serves the second. One level more.
+    half = len(factors) // 2
+    return _product(factors[:half]) * _product(factors[half:])
+
+
+def _product(factors: Sequence[EncryptedTensor]) -> EncryptedTensor:
+    out = factors[0]
+    for factor in factors[1:]:
+        out = out * factor
     return out
 
 
-def encrypted_exponential(t: EncryptedTensor, exponential: Exponential) -> EncryptedTensor:
-    """Return exp of x from ``t = (x / 2^squarings - middle) / half`` in [-1, 1]."""
+def encrypted_exponential(
+    t: EncryptedTensor, exponential: Exponential, smallest_sum: float
+) -> EncryptedTensor:
+    """Return exp of x from ``t = (x / 2^squarings - middle) / half`` in [-1, 1].
+
+    `smallest_sum` is the smallest sum of results that matters: a refresh may disturb it little.
+    """
     y = t.chebyshev(exponential.base.coefficients)
+    power = 1 << exponential.squarings
+    largest = float(np.exp(exponential.base.high)) * 1.01
+    y = y.within(largest, REFRESH_ERROR * smallest_sum ** (1 / power) / power)
     for _ in range(exponential.squarings):
         y = y.square()
     return y

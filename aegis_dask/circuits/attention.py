@@ -5,24 +5,34 @@ giant steps (rotated by -g n) and the keys the baby steps, so that no score is e
 ePrint 2025/2271): the diagonals come out turned by -g n, as the products with rotated values want
 them. Keys carry two tokens, t and t + L/2, in real and imaginary part (THOR, ePrint 2024/1881),
 values two features. The denominators are divided out at the end, on one ciphertext.
+
+Short texts leave blocks unused; `circuits.lanes` says what becomes of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.circuits import linear
 from aegis_dask.circuits.approximation import encrypted_exponential, encrypted_inverse
+from aegis_dask.circuits.lanes import (
+    Steps,
+    first_lane,
+    gathered,
+    scatter,
+    split_tokens,
+    together,
+)
 from aegis_dask.circuits.linear import BlockMatrix, choose_babies
 from aegis_dask.circuits.packing import (
     MIN_TOKENS,
     FeatureVector,
     Layout,
     Packing,
+    SharedVector,
     head_layout,
     paired,
 )
@@ -61,24 +71,25 @@ class SelfAttention:
 
 @dataclass(frozen=True, eq=False)
 class ScoreOffsets:
-    """What is added to the complex score diagonals of one giant group: a `PlainVectors`.
+    """What is added to the complex score diagonals of one pass: a `PlainVectors`.
 
     Per class of query and head the calibrated offset, per key minus the logarithm of how often its
     token is repeated, and for causal attention a large negative number for later tokens. Queries
     are turned like the scores; keys b and b + L/2 of baby step b are in real and imaginary part.
     """
 
-    per_class: dict[str, Float]  # class of the query -> [blocks], in units of the scaled scores
+    per_class: dict[str, Float]  # class of the query -> [width], in units of the scaled scores
+    unused: float  # for blocks outside the lanes
     unit: float  # scaled scores per score
     packing: Packing
-    giant: int
-    babies: int
+    steps: Steps
+    pass_: int
     causal: bool
 
     @property
     def count(self) -> int | None:
         """Baby steps, or None where all have the same vector."""
-        return None if self._is_periodic else self.babies
+        return None if self._is_periodic else self.steps.babies
 
     @property
     def _is_periodic(self) -> bool:
@@ -87,38 +98,32 @@ class ScoreOffsets:
 
     def build(self, store: Store, start: int, stop: int) -> NDArray[np.complex128]:
         """Return ``[stop - start, slots]``, or one vector of period B."""
-        p = self.packing
+        p, lanes = self.packing, self.steps.lanes
         if self._is_periodic:
-            v = self.per_class["other"] - self.unit * np.log(p.tokens // p.length)
-            shared: NDArray[np.complex128] = ((0.5 + 0.5j) * v)[None]
-            return shared
+            each = self.per_class["other"] - self.unit * np.log(p.tokens // p.length)
+            v = self._in_lanes(np.tile(each, (1, lanes, 1)))
+            return np.asarray((0.5 + 0.5j) * v)
         t = np.arange(p.tokens)
-        query = p.source[(t - self.giant * self.babies) % p.tokens]
+        giants = (self.pass_ * lanes + np.arange(lanes)) * self.steps.babies
+        query = p.source[(t[:, None] - giants) % p.tokens]  # [tokens, lanes]
         offsets = np.array([self.per_class[c] for c in token_classes(p.length)])[query]
         out = []
         for b in range(start, stop):
             halves = []
             for half in (0, p.tokens // 2):
                 key = (t + b + half) % p.tokens
-                v = -np.log(p.multiplicity[key])
+                v = -np.log(p.multiplicity[key])[:, None]
                 if self.causal:
-                    v = v - CAUSAL_MARGIN * (p.source[key] > query)
-                halves.append(0.5 * (offsets + self.unit * v[:, None]).reshape(-1))
+                    v = v - CAUSAL_MARGIN * (p.source[key][:, None] > query)
+                halves.append(0.5 * self._in_lanes(offsets + self.unit * v[..., None]).reshape(-1))
             out.append(halves[0] + 1j * halves[1])
         return np.array(out)
 
-
-def split_tokens(tokens: int, groups: int | None = None) -> tuple[int, int]:
-    """Return (baby steps, giant groups) for half the shifts.
-
-    Rotated keys and values of all baby steps are kept in memory, so at most 16 by default; `groups`
-    is a power of two.
-    """
-    half = tokens // 2
-    if groups is None:
-        babies = min(16, 1 << (isqrt(half).bit_length() - 1))
-        groups = half // babies
-    return half // groups, groups
+    def _in_lanes(self, v: Float) -> Float:
+        """Return ``[n, B]`` of values ``[n, lanes, width]``."""
+        out = np.full((len(v), self.packing.blocks), self.unused)
+        out[:, : v[0].size] = v.reshape(len(v), -1)
+        return out
 
 
 def self_attention(
@@ -151,11 +156,7 @@ def self_attention(
             f"{packing.tokens} positions, at most {MIN_TOKENS} times is supported; use "
             "Packing.for_length"
         )
-    blocks, d_h = packing.blocks, layer.head_size
-    targets = head_layout(layer.heads, d_h, blocks)
-    values = paired(targets)
-    babies = choose_babies(x.layout, [targets, targets, values])
-    rotated = x.rotated(babies, "attention-rotate")
+    steps = split_tokens(packing, layer.heads)
     exponential, inverse = fits.exponential, fits.inverse
     base = exponential.base
     # t = (score / 2^k - middle) / half, and the split into real and imaginary part doubles.
@@ -164,64 +165,141 @@ def self_attention(
     # Blocks without a head have scores 0: put them where the denominator is in the middle.
     unused = np.log(inverse.t0 / packing.length) * unit - origin
     per_class = {
-        c: np.append((top - np.array(offset)) * unit - origin, np.full(blocks, unused))
+        c: np.append((top - np.array(offset)) * unit - origin, np.full(steps.width, unused))
         for c, offset in ranges.offset.items()
     }
-    query_scale = 0.5 * unit / np.sqrt(d_h)
-    groups = targets.shape[0] // d_h
+    turn, width, blocks = steps.turn(packing.blocks), steps.width, packing.blocks
+    projections = _project(x, layer, ranges, steps, unit)
     results = []
-    for group in range(groups):
-        members = slice(group * d_h, (group + 1) * d_h)
-        offsets = {c: v[group * blocks : (group + 1) * blocks] for c, v in per_class.items()}
-        suffix = f"-{group}" if groups > 1 else ""
-        with c.scope("attention" + suffix):
-            target = Layout(targets.features[members])
-            pairs = paired(target)
-            with c.stage("query", over=d_h):
-                w = BlockMatrix((layer.query.weight,), x.layout, target, babies, query_scale * 0.5)
-                q = linear.real_part(linear.apply(rotated, w))
-                q = q.add_plain(FeatureVector(layer.query.bias * query_scale, target))
-            n, giants = split_tokens(packing.tokens)
-            half = packing.tokens // 2 * blocks
-            with c.stage("key", over=d_h):
-                w = BlockMatrix((layer.key.weight,), x.layout, target, babies, 0.5)
-                k = linear.real_part(linear.apply(rotated, w))
-                centre = np.array(ranges.centre).reshape(-1)
-                k = k.add_plain(FeatureVector(-centre, target))
-                both = k + k.rotate(half).times_i()
-                keys = both.rotations([b * blocks for b in range(n)])
-            with c.stage("value", over=d_h // 2):
-                w = BlockMatrix((layer.value.weight,), x.layout, pairs, babies, 0.5)
-                v = linear.packed_real_parts(linear.apply(rotated, w))
-                steps = [b * blocks + h for b in range(n) for h in (0, half)]
-                v = v.rotations(steps)
-            local = _distance_scores(x, layer, ranges, rotated, babies, target, q)
+    for group, part in enumerate(projections.groups):
+        offsets = {c: v[group * width : (group + 1) * width] for c, v in per_class.items()}
+        with c.scope(part.name):
+            n, half = steps.babies, packing.tokens // 2 * blocks
+            q, k, v, local = part.query, part.key, part.value, part.distance
+            with c.stage("key-steps", over=k.shape[0]):
+                keys = k.rotations([b * blocks for b in range(n)])
+            with c.stage("value-steps", over=v.shape[0]):
+                v = v.rotations([b * blocks + h for b in range(n) for h in (0, half)])
             numerators, denominators = [], []
-            for g in range(giants):
-                with c.stage(f"group-{g}"):
-                    step = g * n * blocks
+            for i in range(steps.passes):
+                with c.stage(f"group-{i}"):
+                    step = i * steps.lanes * n * blocks
                     scores = q.rotate(-step).contract(keys, transposed=True).relinearise()
                     if local is not None:
                         turned = local.rotate(-step)
                         scores = scores - (turned + turned.times_i())
                     scores = scores.add_plain(
-                        ScoreOffsets(offsets, unit, packing, g, n, layer.causal)
+                        ScoreOffsets(offsets, unused, unit, packing, steps, i, layer.causal)
                     )
                     mirrored = scores.conjugate()
                     t = stack([scores + mirrored, (scores - mirrored).times_i(3)])
-                    e = encrypted_exponential(t, exponential).flatten()
+                    e = encrypted_exponential(t, exponential, inverse.t0 - 1).flatten()
                     numerators.append(e.contract(v).relinearise().rotate(step))
                     denominators.append(e.sum().rotate(step))
             with c.stage("denominator"):
-                reciprocal = encrypted_inverse(total(denominators), inverse)
-            with c.stage("numerator", over=d_h // 2):
-                numerator = total(numerators)
-            with c.stage("divide", over=d_h // 2):
+                denominator = together(total(denominators), turn, steps.lanes)
+                if steps.lanes > 1:
+                    # Other blocks hold sums of some lanes, out of the range of the inverse.
+                    mask = first_lane(steps, packing)
+                    rest = SharedVector(inverse.t0 * (1 - mask.values))
+                    denominator = denominator.multiply_plain(mask).add_plain(rest)
+                reciprocal = encrypted_inverse(denominator, inverse)
+            with c.stage("numerator", over=v.shape[0]):
+                numerator = together(total(numerators), turn, steps.lanes)
+            with c.stage("divide", over=v.shape[0]):
                 results.append(numerator * reciprocal)
     if len(results) == 1:
-        return results[0], values, inverse.scale
+        return results[0], projections.values, inverse.scale
     with c.stage("attention-heads"):
-        return concatenate(results), values, inverse.scale
+        return concatenate(results), projections.values, inverse.scale
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Queries, keys and values of as many heads as there are blocks.
+
+    Attributes
+    ----------
+    name
+        Of the scope.
+    query, key
+        ``[features]``; keys of two tokens in real and imaginary part. With lanes, queries are
+        turned by the giant step of each.
+    value
+        ``[pairs of features]``.
+    distance
+        What is subtracted from the scores, if anything (`_distance_scores`).
+    """
+
+    name: str
+    query: EncryptedTensor
+    key: EncryptedTensor
+    value: EncryptedTensor
+    distance: EncryptedTensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Projections:
+    """All groups, and the layout of their values one after the other."""
+
+    groups: list[_Group]
+    values: Layout
+
+
+def _project(
+    x: TokenMatrix, layer: SelfAttention, ranges: AttentionRanges, steps: Steps, unit: float
+) -> _Projections:
+    """Return queries, keys and values; query times key is a scaled score (`unit` per score)."""
+    c, packing, d_h = x.capture, x.packing, layer.head_size
+    targets = head_layout(layer.heads, d_h, packing.blocks)
+    values = paired(targets)
+    packed = steps.lanes > 1
+    if packed:
+        singles, pairs = gathered(targets, steps.width), gathered(values, steps.width)
+        targets, values = singles.layout, pairs.layout
+    babies = choose_babies(x.layout, [targets, targets, values])
+    rotated = x.rotated(babies, "attention-rotate")
+    half = packing.tokens // 2 * packing.blocks
+    query_scale = 0.5 * unit / np.sqrt(d_h)
+    groups = 1 if packed else targets.shape[0] // d_h
+    mask, turn = first_lane(steps, packing), steps.turn(packing.blocks)
+    out = []
+    for group in range(groups):
+        name = f"attention-{group}" if groups > 1 else "attention"
+        target, value = (
+            Layout(np.split(layout.features, groups)[group]) for layout in (targets, values)
+        )
+        with c.scope(name):
+            with c.stage("query", over=target.shape[0]):
+                w = BlockMatrix((layer.query.weight,), x.layout, target, babies, query_scale * 0.5)
+                q = linear.real_part(linear.apply(rotated, w))
+                q = q.add_plain(FeatureVector(layer.query.bias * query_scale, target))
+            with c.stage("key", over=target.shape[0]):
+                w = BlockMatrix((layer.key.weight,), x.layout, target, babies, 0.5)
+                k = linear.real_part(linear.apply(rotated, w))
+                centre = np.array(ranges.centre).reshape(-1)
+                k = k.add_plain(FeatureVector(-centre, target))
+                k = k + k.rotate(half).times_i()
+            with c.stage("value", over=value.shape[0]):
+                w = BlockMatrix((layer.value.weight,), x.layout, value, babies, 0.5)
+                v = linear.packed_real_parts(linear.apply(rotated, w))
+            distance = _distance_scores(x, layer, ranges, rotated, babies, target, q)
+            if packed:
+                if distance is not None:
+                    with c.stage("distance-lanes"):
+                        distance = together(distance, steps.width, singles.lanes)
+                        distance = together(distance.multiply_plain(mask), -turn, steps.lanes)
+                q = scatter(q, singles, "query-lanes")
+                with c.stage("query-turned", over=singles.count):
+                    q = together(q.multiply_plain(mask), -turn, steps.lanes)
+                k = scatter(k, singles, "key-lanes")
+                with c.stage("key-copies", over=singles.count):
+                    k = together(k.multiply_plain(mask), -steps.width, steps.lanes)
+                v = scatter(v, pairs, "value-lanes")
+                with c.stage("value-copies", over=pairs.count):
+                    v = together(v.multiply_plain(mask), -steps.width, steps.lanes)
+        out.append(_Group(name, q, k, v, distance))
+    return _Projections(out, pairs.scattered if packed else values)
 
 
 def _distance_scores(
@@ -235,18 +313,15 @@ def _distance_scores(
 ) -> EncryptedTensor | None:
     """Return ``sum_r factor[h, r] q[t] . k[t + r]`` scaled like scores, or None without any r.
 
-    For heads that look at a fixed distance this is nearly the log-sum-exp of their scores.
+    For heads that look at a fixed distance this is nearly the log-sum-exp of their scores. With
+    features in lanes, so are the terms of the sum.
     """
     c, packing, d_h = x.capture, x.packing, layer.head_size
-    heads = target.features[0] // d_h
-    used = {
-        r: f
-        for r, f in ranges.distances.items()
-        if any(f[h] != 0 for h, j in zip(heads, target.features[0], strict=True) if j >= 0)
-    }
+    heads = np.unique(target.features[target.features >= 0] // d_h)
+    used = {r: f for r, f in ranges.distances.items() if any(f[h] != 0 for h in heads)}
     if not used:
         return None
-    with c.stage("distance", over=d_h):
+    with c.stage("distance", over=target.shape[0]):
         terms = []
         for r, factors in used.items():
             scale = np.repeat(np.array(factors), d_h)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, log2, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.circuits import linear
+from aegis_dask.circuits.approximation import REFRESH_ERROR
 from aegis_dask.circuits.attention import SelfAttention, self_attention
 from aegis_dask.circuits.linear import BlockMatrix, choose_babies
 from aegis_dask.circuits.packing import FeatureVector, feature_layout
 from aegis_dask.circuits.ranges import LayerFits, LayerRanges, token_classes
 from aegis_dask.circuits.tokens import (
     Dense,
+    Known,
     Normalisation,
     TokenMatrix,
     centre,
@@ -22,6 +25,9 @@ from aegis_dask.circuits.tokens import (
 )
 
 Float = NDArray[np.float64]
+MAX_SCALE_BITS = 5
+HIDDEN_ERROR = 2.0**-12
+"""Error that refreshing hidden states may make; LayerNorm has made them of size one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +59,7 @@ class EncoderLayer:
 
 def attention_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
     """Return ``LayerNorm(x + Attention(x))``."""
-    centred = centre(x)
+    centred = centre(x, _scale_to_one(layer.ranges.magnitudes["update1"]))
     heads, layout, factor = self_attention(x, layer.attention, layer.ranges.attention, layer.fits)
     babies = choose_babies(layout, [x.layout])
     with x.capture.scope("output"):
@@ -62,7 +68,7 @@ def attention_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
         matrix = BlockMatrix(
             (layer.output.weight,), layout, x.layout, babies, 0.5 * factor, centred=True
         )
-        u = residual(centred, rotated, matrix, layer.output.bias)
+        u = residual(centred, rotated, matrix, layer.output.bias, _known_update(layer, 1))
     return layer_norm(u, _normalisation(x, layer, 1), "norm1")
 
 
@@ -71,7 +77,7 @@ def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
     c, gelu = x.capture, layer.fits.gelu
     inner = feature_layout(layer.up.outputs, x.packing.blocks)
     with c.scope("feed-forward"):
-        centred = centre(x)
+        centred = centre(x, _scale_to_one(layer.ranges.magnitudes["update2"]))
         babies = choose_babies(x.layout, [inner])
         rotated = x.rotated(babies)
         up = BlockMatrix((layer.up.weight,), x.layout, inner, babies, 0.5 / gelu.half)
@@ -82,7 +88,7 @@ def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
             h = t.add_plain(FeatureVector(bias, inner)).chebyshev(gelu.coefficients)
             rotated = linear.rotated_inputs(h, babies)
         down = BlockMatrix((layer.down.weight,), inner, x.layout, babies, 0.5, centred=True)
-        u = residual(centred, rotated, down, layer.down.bias)
+        u = residual(centred, rotated, down, layer.down.bias, _known_update(layer, 2))
     return layer_norm(u, _normalisation(x, layer, 2), "norm2")
 
 
@@ -91,9 +97,28 @@ def encoder_layer(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
     return feed_forward_block(attention_block(x, layer), layer)
 
 
+def _scale_to_one(largest: float) -> float:
+    """Return the power of two, 1 at most, that makes values fit into [-1, 1].
+
+    It saves a refresh of them the level that dividing them takes. Not where a few outliers would
+    have all others scaled down to the noise.
+    """
+    bits = max(0, ceil(log2(largest)))
+    return 2.0**-bits if bits <= MAX_SCALE_BITS else 1.0
+
+
 def _normalisation(x: TokenMatrix, layer: EncoderLayer, which: int) -> Normalisation:
     weight, bias = layer.norm1 if which == 1 else layer.norm2
     ranges = layer.ranges.norm1 if which == 1 else layer.ranges.norm2
     poly = layer.fits.norm1 if which == 1 else layer.fits.norm2
     scale = np.array([ranges.scale[c] for c in token_classes(x.packing.length)])
-    return Normalisation(weight, bias, poly, scale, layer.fits.norm_eps)
+    largest = layer.ranges.magnitudes["hidden" if which == 1 else "output"]
+    known = Known(largest, HIDDEN_ERROR)
+    return Normalisation(weight, bias, poly, scale, layer.fits.norm_eps, known)
+
+
+def _known_update(layer: EncoderLayer, which: int) -> Known:
+    """Return what is known of the input of a LayerNorm: tokens differ by its standard deviation."""
+    norm = layer.ranges.norm1 if which == 1 else layer.ranges.norm2
+    deviation = sqrt(norm.low * min(norm.scale.values()))
+    return Known(layer.ranges.magnitudes[f"update{which}"], REFRESH_ERROR * deviation)

@@ -24,6 +24,9 @@ from aegis_dask.program.operations import Shape, Store
 HOISTED = 0.7
 """Cost of a rotation that shares its decomposition, in rotations of its own."""
 
+MEMORY_WORTH = 1.15
+"""How much more rotations may cost to halve the copies that are held."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMatrix:
@@ -140,7 +143,9 @@ def choose_babies(source: Layout, targets: Sequence[Layout]) -> int:
         return total
 
     choices = [1 << i for i in range((2 * source.blocks).bit_length())]
-    return min(choices, key=lambda p: (cost(p), p))
+    best = min(map(cost, choices))
+    # Every worker holds all rotated copies: of choices that cost about the same, the fewest.
+    return next(p for p in choices if cost(p) <= MEMORY_WORTH * best)
 
 
 def rotated_inputs(x: EncryptedTensor, babies: int) -> EncryptedTensor:

@@ -25,6 +25,9 @@ from aegis_dask.circuits.packing import MIN_TOKENS
 from aegis_dask.errors import RangeError
 
 TOKEN_CLASSES = ("first", "last", "other")
+MAGNITUDES = ("input", "update1", "hidden", "update2", "output")
+"""Values whose size is measured: hidden states that enter the layer, what the first LayerNorm takes
+(centred) and gives, and what the second takes and gives."""
 
 
 def token_classes(length: int) -> list[str]:
@@ -89,8 +92,8 @@ class LayerRanges:
         Of self-attention and of the LayerNorms after it and after the feed-forward network.
     gelu_low, gelu_high
         Inputs of GELU.
-    magnitude
-        Largest absolute value of the hidden states that enter the layer.
+    magnitudes
+        Largest absolute values, by the names in `MAGNITUDES`.
     """
 
     attention: AttentionRanges
@@ -98,7 +101,7 @@ class LayerRanges:
     norm2: NormRanges
     gelu_low: float
     gelu_high: float
-    magnitude: float
+    magnitudes: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -109,7 +112,8 @@ class LayerRanges:
 
     def _check(self) -> None:
         a = self.attention
-        numbers = [a.score_low, a.spread, self.gelu_low, self.gelu_high, self.magnitude]
+        numbers = [a.score_low, a.spread, self.gelu_low, self.gelu_high]
+        numbers += self.magnitudes.values()
         numbers += [v for f in (*a.offset.values(), *a.centre, *a.distances.values()) for v in f]
         norms = (self.norm1, self.norm2)
         numbers += [v for n in norms for v in (n.low, n.high, *n.scale.values())]
@@ -121,6 +125,8 @@ class LayerRanges:
         increasing = all(0 < n.low < n.high and min(n.scale.values()) > 0 for n in norms)
         if not (increasing and a.score_low < 0 < a.spread and self.gelu_low < self.gelu_high):
             raise ValueError("a range is empty")
+        if min(self.magnitudes.values()) <= 0:
+            raise ValueError("a magnitude is not positive")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerRanges:
@@ -149,7 +155,8 @@ class LayerRanges:
                 for k in ("norm1", "norm2")
             )
             gelu_low, gelu_high = float(data["gelu_low"]), float(data["gelu_high"])
-            ranges = cls(attention, norm1, norm2, gelu_low, gelu_high, float(data["magnitude"]))
+            magnitudes = {k: float(data["magnitudes"][k]) for k in MAGNITUDES}
+            ranges = cls(attention, norm1, norm2, gelu_low, gelu_high, magnitudes)
             ranges._check()
             return ranges
         except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.circuits import linear
-from aegis_dask.circuits.approximation import Polynomial
+from aegis_dask.circuits.approximation import REFRESH_ERROR, Polynomial
 from aegis_dask.circuits.linear import BlockMatrix
 from aegis_dask.circuits.packing import FeatureVector, Layout, Packing, SharedVector
 from aegis_dask.program.graph import Capture, EncryptedTensor
@@ -29,6 +30,13 @@ class Dense:
         return len(self.bias)
 
 
+class Known(NamedTuple):
+    """Largest absolute value, and the error that a refresh may make."""
+
+    largest: float
+    error: float
+
+
 @dataclass(frozen=True, eq=False)
 class Normalisation:
     """Weight, bias and the calibrated function of one LayerNorm.
@@ -43,6 +51,8 @@ class Normalisation:
         ``[length]``: scale of every token of the text.
     eps
         What is added to the variance.
+    known
+        What is known of the results.
     """
 
     weight: Float
@@ -50,6 +60,7 @@ class Normalisation:
     inverse_root: Polynomial
     scale: Float
     eps: float
+    known: Known | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,40 +137,58 @@ class Centred:
     surplus
         An encrypted vector whose square, in block 0, is what the unused blocks would add to the sum
         of squares; None without unused blocks.
+    scale
+        What both are multiplied with: `layer_norm` does not see it, and small values can be
+        refreshed.
     """
 
     matrix: TokenMatrix
     surplus: EncryptedTensor | None
+    scale: float = 1.0
 
 
-def centre(x: TokenMatrix) -> Centred:
-    """Subtract from every token its mean over the features: one level."""
+def centre(x: TokenMatrix, scale: float = 1.0) -> Centred:
+    """Subtract from every token its mean over the features, and scale: one level."""
     c, layout, packing = x.capture, x.layout, x.packing
     m, d = layout.shape[0], layout.count
     with c.stage("mean-sum", over=m):
         partial = x.tensor.sum()
     with c.stage("mean"):
         summed = block_sum(partial, packing.blocks)
-        mean = summed.multiply_plain(first_block(packing, 1.0 / d))
+        mean = summed.multiply_plain(first_block(packing, scale / d))
         surplus = None
         if layout.holes:
-            surplus = summed.multiply_plain(first_block(packing, np.sqrt(layout.holes) / d))
+            holes = scale * np.sqrt(layout.holes) / d
+            surplus = summed.multiply_plain(first_block(packing, holes))
         mean = block_spread(mean, packing.blocks)
     with c.stage("centre", over=m):
-        centred = x.tensor - mean
-    return Centred(TokenMatrix(centred, layout, packing), surplus)
+        centred = (x.tensor if scale == 1 else x.tensor * scale) - mean
+    return Centred(TokenMatrix(centred, layout, packing), surplus, scale)
 
 
 def residual(
-    centred: Centred, update: EncryptedTensor, matrix: BlockMatrix, bias: Float
+    centred: Centred,
+    update: EncryptedTensor,
+    matrix: BlockMatrix,
+    bias: Float,
+    known: Known | None = None,
 ) -> Centred:
-    """Return the centred input plus a centred linear layer of `update` (rotated inputs)."""
-    x = centred.matrix
+    """Return the centred input plus a centred linear layer of `update` (rotated inputs).
+
+    `known` is said of the result without its scale.
+    """
+    x, scale = centred.matrix, centred.scale
     layout = x.layout
     with x.capture.stage("project", over=layout.shape[0]):
-        raw = linear.apply(update, matrix)
-        y = linear.real_part(raw).add_plain(FeatureVector(bias - bias.mean(), layout))
-        return Centred(TokenMatrix(y + x.tensor, layout, x.packing), centred.surplus)
+        raw = linear.apply(update, replace(matrix, row_scale=matrix.row_scale * scale))
+        b = scale * (bias - bias.mean())
+        y = linear.real_part(raw).add_plain(FeatureVector(b, layout))
+        u = _within(y + x.tensor, known, scale)
+        return replace(centred, matrix=TokenMatrix(u, layout, x.packing))
+
+
+def _within(x: EncryptedTensor, known: Known | None, scale: float = 1.0) -> EncryptedTensor:
+    return x if known is None else x.within(known.largest * scale, known.error * scale)
 
 
 def layer_norm(u: Centred, norm: Normalisation, name: str = "norm") -> TokenMatrix:
@@ -173,11 +202,12 @@ def layer_norm(u: Centred, norm: Normalisation, name: str = "norm") -> TokenMatr
     per_token = bool(np.any(norm.scale != norm.scale[0]))
     with c.scope(name):
         with c.stage("squares", over=m):
-            squares = x.tensor.sum_of_squares()
+            # Back to their own size, exactly: squares of small numbers would drown in the noise.
+            squares = (x.tensor * (1 / u.scale)).sum_of_squares()
         with c.stage("root"):
             variance = squares.relinearise()
             if u.surplus is not None:
-                variance = variance - u.surplus.square()
+                variance = variance - (u.surplus * (1 / u.scale)).square()
             variance = block_sum(variance, packing.blocks)
             factor = 1.0 / (d * poly.half * norm.scale)
             offset = (norm.eps / norm.scale - poly.middle) / poly.half
@@ -187,13 +217,16 @@ def layer_norm(u: Centred, norm: Normalisation, name: str = "norm") -> TokenMatr
                 t = t.add_plain(SharedVector(packing.per_token(offset).astype(np.complex128)))
             else:
                 t = t + float(offset[0])
+            # Relative to the smallest variance, of which the root is taken.
+            t = t.within(1, REFRESH_ERROR * poly.low / poly.half)
             root = t.chebyshev(poly.coefficients)
         with c.stage("scale", over=m):
             # sqrt(scale) of the tokens goes with the weight.
+            w = norm.weight / u.scale
             if per_token:
-                weight = FeatureVector(norm.weight, layout, packing.per_token(norm.scale**-0.5))
+                weight = FeatureVector(w, layout, packing.per_token(norm.scale**-0.5))
             else:
-                weight = FeatureVector(norm.weight * float(norm.scale[0]) ** -0.5, layout)
+                weight = FeatureVector(w * float(norm.scale[0]) ** -0.5, layout)
             y = x.tensor.multiply_plain(weight) * root
-            y = y.add_plain(FeatureVector(norm.bias, layout))
+            y = _within(y.add_plain(FeatureVector(norm.bias, layout)), norm.known)
     return TokenMatrix(y, layout, packing)

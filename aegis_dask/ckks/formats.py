@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.wire import Container
 from aegis_dask.errors import IntegrityError, SerializationError
+
+if TYPE_CHECKING:
+    from aegis_dask.ring.backend import Ring
 
 Fields = dict[str, Any]
 Tensors = dict[str, NDArray[Any]]
@@ -43,12 +46,13 @@ class Format:
     pack
         Returns its header fields and tensors.
     unpack
-        Makes the object of a container with exactly these fields, all checked.
+        Makes the object of a container with exactly these fields, all checked, and of its
+        parameters.
     """
 
     keys: frozenset[str]
     pack: Callable[[Any], tuple[Fields, Tensors]]
-    unpack: Callable[[Container, Parameters], Any]
+    unpack: Callable[[Container, Any], Any]
     added: frozenset[str] = frozenset()
 
     def keys_of(self, version: int) -> frozenset[str]:
@@ -72,7 +76,7 @@ def _pack_plaintext(plaintext: Plaintext) -> tuple[Fields, Tensors]:
     params, period = plaintext.params, _period(plaintext.period, plaintext.params)
     level, scale = _pack_level_and_scale(plaintext)
     shape = (len(params.window(level)), 2 * period)
-    data = _host(params, "the plaintext", plaintext.data, shape)
+    data = host_residues(params.ring, "the plaintext", plaintext.data, shape)
     return {"level": level, "scale": scale, "period": period}, {"data": data}
 
 
@@ -82,7 +86,7 @@ def _unpack_plaintext(container: Container, params: Parameters) -> Plaintext:
     level = read_integer("the level", fields["level"], 0, params.max_level)
     scale, period = read_scale(fields["scale"], params), _period(fields["period"], params)
     primes = _primes(params, level)
-    data = _residues(container, "data", (len(primes), 2 * period), primes)
+    data = read_residues(container, "data", (len(primes), 2 * period), primes)
     return Plaintext(params, params.ring.from_host(data), level, scale, period)
 
 
@@ -107,11 +111,11 @@ def _pack_ciphertext(ct: Ciphertext) -> tuple[Fields, Tensors]:
     level, scale = _pack_level_and_scale(ct)
     polynomial = (len(params.window(level)), params.ring_degree)
     if ct.seed is None:
-        data = _host(params, "the ciphertext", ct.data, (None, None, *polynomial))
+        data = host_residues(params.ring, "the ciphertext", ct.data, (None, None, *polynomial))
         _check_components(data.shape[1])
         return {"level": level, "scale": scale, "seeds": None}, {"data": data}
     _check_seed(ct)
-    body = _host(params, "component 0", ct.data[:, 0], (None, *polynomial))
+    body = host_residues(params.ring, "component 0", ct.data[:, 0], (None, *polynomial))
     return {"level": level, "scale": scale, "seeds": ct.seed.hex()}, {"c0": body}
 
 
@@ -124,11 +128,11 @@ def _unpack_ciphertext(container: Container, params: Parameters) -> Ciphertext:
     scale, primes = read_scale(fields["scale"], params), _primes(params, level)
     polynomial = (len(primes), params.ring_degree)
     if not seeded:
-        data = _residues(container, name, (None, None, *polynomial), primes)
+        data = read_residues(container, name, (None, None, *polynomial), primes)
         _check_components(data.shape[1])
         return Ciphertext(params, params.ring.from_host(data), level, scale)
     seed = read_seeds("the ciphertext", fields["seeds"], container.entries[name].shape[0])
-    body = _residues(container, name, (None, *polynomial), primes)
+    body = read_residues(container, name, (None, *polynomial), primes)
     out = params.ring.empty((len(body), 2, *polynomial))
     out[:, 0] = params.ring.from_host(body)
     for b in range(len(body)):
@@ -169,19 +173,20 @@ def _check_seed(ct: Ciphertext) -> None:
 
 def _pack_public_key(key: PublicKey) -> tuple[Fields, Tensors]:
     shape = (len(key.params.chain.all_primes), key.params.ring_degree)
-    return {"seed": _hex(key.seed)}, {"b": _host(key.params, "the public key", key.b, shape)}
+    b = host_residues(key.params.ring, "the public key", key.b, shape)
+    return {"seed": write_seed(key.seed)}, {"b": b}
 
 
 def _unpack_public_key(container: Container, params: Parameters) -> PublicKey:
     check_keys("the tensors of a public key", container.entries, {"b"})
     seed = read_seeds("the public key", container.fields["seed"], 1)
     primes = params.chain.all_primes
-    b = _residues(container, "b", (len(primes), params.ring_degree), primes)
+    b = read_residues(container, "b", (len(primes), params.ring_degree), primes)
     return PublicKey(params, params.ring.from_host(b), seed)
 
 
 def _pack_evaluation_key(key: EvaluationKey) -> tuple[Fields, Tensors]:
-    return {"seed": _hex(key.seed), "level": key.level}, {"b": _pack_key(key)}
+    return {"seed": write_seed(key.seed), "level": key.level}, {"b": _pack_key(key)}
 
 
 def _unpack_evaluation_key(container: Container, params: Parameters) -> EvaluationKey:
@@ -193,7 +198,8 @@ def _unpack_evaluation_key(container: Container, params: Parameters) -> Evaluati
     return read_key(container, params, "b", KeyEntry(seed, level))
 
 
-def _pack_evaluation_keys(keys: EvaluationKeys) -> tuple[Fields, Tensors]:
+def pack_evaluation_keys(keys: EvaluationKeys) -> tuple[Fields, Tensors]:
+    """Return header fields and tensors of keys of any levels."""
     everything: dict[int | None, EvaluationKey] = dict(sorted(keys.galois.items()))
     for element in everything:
         read_galois_element(str(element), keys.params.ring_degree)
@@ -202,17 +208,20 @@ def _pack_evaluation_keys(keys: EvaluationKeys) -> tuple[Fields, Tensors]:
     for key in everything.values():
         check_same(keys, key)
     fields = {
-        "relinearisation": None if None not in everything else _hex(everything[None].seed),
-        "galois": {str(g): _hex(key.seed) for g, key in everything.items() if g is not None},
+        "relinearisation": None if None not in everything else write_seed(everything[None].seed),
+        "galois": {str(g): write_seed(key.seed) for g, key in everything.items() if g is not None},
         "levels": {key_name(g): key.level for g, key in everything.items()},
     }
     return fields, {key_name(g): _pack_key(key) for g, key in everything.items()}
 
 
-def _unpack_evaluation_keys(container: Container, params: Parameters) -> EvaluationKeys:
+def unpack_evaluation_keys(
+    container: Container, params: Parameters, others: Collection[str] = ()
+) -> EvaluationKeys:
+    """Return the keys of a container that holds the tensors `others` as well."""
     keys = {
         element: read_key(container, params, key_name(element), entry)
-        for element, entry in read_key_entries(container, params).items()
+        for element, entry in read_key_entries(container, params, others).items()
     }
     galois = {element: key for element, key in keys.items() if element is not None}
     return EvaluationKeys(params, keys.get(None), galois)
@@ -231,8 +240,13 @@ def key_name(galois_element: int | None) -> str:
     return "relinearisation" if galois_element is None else f"galois/{galois_element}"
 
 
-def read_key_entries(container: Container, params: Parameters) -> dict[int | None, KeyEntry]:
-    """Return seeds and levels of all keys in a container: each has a tensor, there is no other."""
+def read_key_entries(
+    container: Container, params: Parameters, others: Collection[str] = ()
+) -> dict[int | None, KeyEntry]:
+    """Return seeds and levels of all keys in a container.
+
+    Each has a tensor, and there are no further ones than `others`.
+    """
     relinearisation, galois = container.fields["relinearisation"], container.fields["galois"]
     if not isinstance(galois, dict):
         raise SerializationError("the Galois keys are not an object of Galois element -> seed")
@@ -243,7 +257,7 @@ def read_key_entries(container: Container, params: Parameters) -> dict[int | Non
         element = read_galois_element(text, params.ring_degree)
         seeds[element] = read_seeds(f"Galois key {element}", seed, 1)
     names = {g: key_name(g) for g in seeds}
-    check_keys("the tensors of keys", container.entries, names.values())
+    check_keys("the tensors of keys", container.entries, {*names.values(), *others})
     if container.version < 2:  # every key served all levels
         return {g: KeyEntry(seed, params.max_level) for g, seed in seeds.items()}
     levels = container.fields["levels"]
@@ -262,17 +276,19 @@ def read_key(container: Container, params: Parameters, name: str, entry: KeyEntr
     """Return the evaluation key of a tensor ``[digit, prime, N]`` and its entry."""
     primes = [params.chain.all_primes[i] for i in params.key_limbs(entry.level)]
     shape = (len(params.key_digits(entry.level)), len(primes), params.ring_degree)
-    b = _residues(container, name, shape, primes)
+    b = read_residues(container, name, shape, primes)
     return EvaluationKey(params, params.ring.from_host(b), entry.seed, entry.level)
 
 
 def _pack_key(key: EvaluationKey) -> NDArray[Any]:
     params = key.params
     limbs, digits = params.key_limbs(key.level), params.key_digits(key.level)
-    return _host(params, "the key", key.b, (len(digits), len(limbs), params.ring_degree))
+    shape = (len(digits), len(limbs), params.ring_degree)
+    return host_residues(params.ring, "the key", key.b, shape)
 
 
-def _hex(seed: bytes) -> str:
+def write_seed(seed: bytes) -> str:
+    """Return the seed of a key as hexadecimal text."""
     read_seeds("the key", seed.hex(), 1)  # what cannot be read back is not written
     return seed.hex()
 
@@ -285,14 +301,14 @@ def _primes(params: Parameters, level: int) -> tuple[int, ...]:
     return params.chain.primes[window.start : window.stop]
 
 
-def _host(params: Parameters, what: str, data: Any, shape: Shape) -> NDArray[Any]:
+def host_residues(ring: Ring, what: str, data: Any, shape: Shape) -> NDArray[Any]:
     """Return residues of the expected shape as a contiguous host array."""
-    array = np.ascontiguousarray(params.ring.to_host(data))
+    array = np.ascontiguousarray(ring.to_host(data))
     _check_tensor(what, array.dtype.name, array.shape, shape)
     return array
 
 
-def _residues(
+def read_residues(
     container: Container, name: str, shape: Shape, primes: Sequence[int]
 ) -> NDArray[np.uint32]:
     """Return a tensor ``[..., limb, n]`` of the expected shape, every residue below its prime."""
@@ -331,8 +347,8 @@ FORMATS: dict[type[Any], Format] = {
     ),
     EvaluationKeys: Format(
         frozenset({"relinearisation", "galois"}),
-        _pack_evaluation_keys,
-        _unpack_evaluation_keys,
+        pack_evaluation_keys,
+        unpack_evaluation_keys,
         frozenset({"levels"}),
     ),
 }

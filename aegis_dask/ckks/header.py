@@ -44,6 +44,7 @@ MAX_BASE = 1 << 64
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _GALOIS = re.compile(r"[1-9][0-9]{0,6}")
+_ROTATION = re.compile(r"0|[1-9][0-9]{0,6}")
 
 
 def check_keys(what: str, found: Collection[str], expected: Collection[str]) -> None:
@@ -84,6 +85,13 @@ def read_galois_element(text: str, ring_degree: int) -> int:
             f"{2 * ring_degree}) or of conjugation ({conjugation_element(ring_degree)})"
         )
     return element
+
+
+def read_rotation(text: str, slots: int) -> int:
+    """Return a rotation from 0 to ``slots - 1`` from decimal text."""
+    if not _ROTATION.fullmatch(text) or int(text) >= slots:
+        raise SerializationError(f"{shorten(text)} is not a rotation from 0 to {slots - 1}")
+    return int(text)
 
 
 # -- scale ----------------------------------------------------------------------------------

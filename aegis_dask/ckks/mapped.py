@@ -17,14 +17,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,17 @@ from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.errors import IncompatibleError, IntegrityError, SerializationError
 
+if TYPE_CHECKING:
+    from aegis_dask.ring.backend import Array, Ring
+
+Shape = tuple[int, int, int]
+Halves = tuple[NDArray[np.uint32], NDArray[np.uint32]]
+
 ALIGNMENT = 4096
 """A page of memory."""
 INDEX, DATA = "index.json", "keys.bin"
 
-_FORMAT, _VERSION = "aegis-dask expanded keys", 1
+_KIND, _VERSION = "expanded keys", 1
 _MAX_INDEX = 16 << 20
 _DTYPE = np.dtype("<u4")
 _INDEX_KEYS = {"format", "version", "parameters", "fingerprint", "keys"}
@@ -56,7 +62,7 @@ class _Entry:
     seed: bytes
     sha256: tuple[str, str]
 
-    def shape(self, params: Parameters) -> tuple[int, int, int]:
+    def shape(self, params: Parameters) -> Shape:
         digits, limbs = params.key_digits(self.level), params.key_limbs(self.level)
         return len(digits), len(limbs), params.ring_degree
 
@@ -88,34 +94,10 @@ def save_expanded(keys: EvaluationKeys, directory: str | os.PathLike[str]) -> No
     OSError
         If it cannot be written; nothing is left behind.
     """
-    target = Path(directory)
-    _refuse_existing(target)
-    temporary = target.parent / f".{secrets.token_hex(8)}.aegis.tmp"
-    temporary.mkdir(mode=0o700)
-    try:
-        with _create(temporary / DATA) as file:
+    with new_directory(directory, "open_expanded") as temporary:
+        with new_file(temporary / DATA) as file:
             entries = [_write_key(file, *item) for item in _ordered(keys)]
-            _finish(file)
-        index = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "parameters": keys.params.name,
-            "fingerprint": keys.params.fingerprint,
-            "keys": entries,
-        }
-        with _create(temporary / INDEX) as file:
-            file.write(json.dumps(index, indent=1).encode())
-            _finish(file)
-        _sync(temporary)
-        _refuse_existing(target)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            _refuse_existing(target)  # another process has made it since
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone if all went well
-    _sync(target.parent)
+        write_index(temporary, _KIND, keys.params, entries)
 
 
 def _ordered(keys: EvaluationKeys) -> Iterator[tuple[int | None, EvaluationKey]]:
@@ -130,19 +112,81 @@ def _ordered(keys: EvaluationKeys) -> Iterator[tuple[int | None, EvaluationKey]]
 def _write_key(file: BinaryIO, element: int | None, key: EvaluationKey) -> dict[str, Any]:
     # What has been expanded is there already; otherwise it is not to stay in memory.
     half = vars(key)["a"] if "a" in vars(key) else key.expand()
+    digests = write_halves(file, key.params.ring, key.b, half)
+    return {"element": element, "level": key.level, "seed": key.seed.hex(), "sha256": digests}
+
+
+@contextmanager
+def new_directory(directory: str | os.PathLike[str], opener: str) -> Iterator[Path]:
+    """Make a directory for its owner only, completely or not at all.
+
+    Parameters
+    ----------
+    directory
+        What the directory that is given to the ``with`` block becomes afterwards.
+    opener
+        The function that opens it, which the error names.
+
+    Raises
+    ------
+    SerializationError
+        If the directory exists, also when another process was faster.
+    OSError
+        If it cannot be written; nothing is left behind.
+    """
+    target = Path(directory)
+    _refuse_existing(target, opener)
+    temporary = target.parent / f".{secrets.token_hex(8)}.aegis.tmp"
+    temporary.mkdir(mode=0o700)
+    try:
+        yield temporary
+        _sync(temporary)
+        _refuse_existing(target, opener)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            _refuse_existing(target, opener)  # another process has made it since
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone if all went well
+    _sync(target.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Make a file for its owner only; after the ``with`` block it is on disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, PRIVATE), "wb") as file:
+        yield file
+        _finish(file)
+
+
+def write_halves(file: BinaryIO, ring: Ring, b: Array, a: Array) -> list[str]:
+    """Append both halves of a key; return their SHA-256."""
     digests = []
-    for data in (key.b, half):
-        array = np.ascontiguousarray(key.params.ring.to_host(data), _DTYPE)
+    for data in (b, a):
+        array = np.ascontiguousarray(ring.to_host(data), _DTYPE)
         file.write(bytes(-file.tell() % ALIGNMENT))
         piece = array.data.cast("B")
         file.write(piece)
         digests.append(hashlib.sha256(piece).hexdigest())
-    return {"element": element, "level": key.level, "seed": key.seed.hex(), "sha256": digests}
+    return digests
 
 
-def _create(path: Path) -> BinaryIO:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(path, flags, PRIVATE), "wb")
+def write_index(
+    directory: Path, kind: str, params: Parameters, keys: list[dict[str, Any]], **fields: Any
+) -> None:
+    """Write the index of keys of a kind, with `fields` of that kind."""
+    index = {
+        "format": f"aegis-dask {kind}",
+        "version": _VERSION,
+        "parameters": params.name,
+        "fingerprint": params.fingerprint,
+        **fields,
+        "keys": keys,
+    }
+    with new_file(directory / INDEX) as file:
+        file.write(json.dumps(index, indent=1).encode())
 
 
 def _finish(file: BinaryIO) -> None:
@@ -155,10 +199,10 @@ def _sync(path: Path) -> None:
         sync_directory(path)
 
 
-def _refuse_existing(path: Path) -> None:
+def _refuse_existing(path: Path, opener: str) -> None:
     if os.path.lexists(path):
         raise SerializationError(
-            f"{path} exists; open it with open_expanded, or remove it or choose another name"
+            f"{path} exists; open it with {opener}, or remove it or choose another name"
         )
 
 
@@ -197,63 +241,106 @@ def open_expanded(
         If they cannot be read.
     """
     path = Path(directory)
-    entries = _read_index(path / INDEX, params)
-    places, total = _layout([e.shape(params) for e in entries])
-    size = (path / DATA).stat().st_size
-    if size != total:
-        raise IntegrityError(
-            f"{path / DATA} has {size} bytes, its index describes {total}; write the keys again"
-        )
+    index = read_index(path / INDEX, _KIND, params)
+    entries = [_read_entry(entry, params) for entry in index["keys"]]
+    check_order(path / INDEX, [e.element for e in entries])
     keys: dict[int | None, EvaluationKey] = {}
-    # A map of nothing is impossible; an empty set has no file to map.
-    words = np.memmap(path / DATA, _DTYPE, "r") if entries else np.empty(0, _DTYPE)
-    for entry, (b, a) in zip(entries, zip(places[::2], places[1::2], strict=True), strict=True):
-        shape = entry.shape(params)
-        halves = [words[at // 4 : at // 4 + prod(shape)].reshape(shape) for at in (b, a)]
+    halves = map_halves(path / DATA, [e.shape(params) for e in entries])
+    for entry, (b, a) in zip(entries, halves, strict=True):
         if verify:
-            _verify(path / DATA, entry, halves)
-        key = EvaluationKey(params, params.ring.from_host(halves[0]), entry.seed, entry.level)
-        vars(key)["a"] = params.ring.from_host(halves[1])  # where cached_property keeps it
+            verify_halves(path / DATA, str(entry), (b, a), entry.sha256)
+        key = EvaluationKey(params, params.ring.from_host(b), entry.seed, entry.level)
+        vars(key)["a"] = params.ring.from_host(a)  # where cached_property keeps it
         keys[entry.element] = key
     galois = {element: key for element, key in keys.items() if element is not None}
     return EvaluationKeys(params, keys.get(None), galois)
 
 
-def _layout(shapes: list[tuple[int, int, int]]) -> tuple[list[int], int]:
-    """Return where each half begins, and the size of the file."""
+def map_halves(path: Path, shapes: Sequence[Shape]) -> list[Halves]:
+    """Map a file of `write_halves`, read-only: keys of these shapes, and nothing else.
+
+    Raises
+    ------
+    IntegrityError
+        If the file has another size.
+    """
+    places, total = _layout(shapes)
+    size = path.stat().st_size
+    if size != total:
+        raise IntegrityError(
+            f"{path} has {size} bytes, its index describes {total}; write the keys again"
+        )
+    # A map of nothing is impossible; an empty set has no file to map.
+    words = np.memmap(path, _DTYPE, "r") if shapes else np.empty(0, _DTYPE)
+    out = []
+    for shape, (b, a) in zip(shapes, places, strict=True):
+        first, second = (words[at // 4 : at // 4 + prod(shape)].reshape(shape) for at in (b, a))
+        out.append((first, second))
+    return out
+
+
+def _layout(shapes: Sequence[Shape]) -> tuple[list[tuple[int, int]], int]:
+    """Return where both halves of every key begin, and the size of the file."""
     places, end = [], 0
     for shape in shapes:
-        for _ in "ba":
-            places.append(end + -end % ALIGNMENT)
-            end = places[-1] + _DTYPE.itemsize * prod(shape)
+        size = _DTYPE.itemsize * prod(shape)
+        b = end + -end % ALIGNMENT
+        a = b + size + -size % ALIGNMENT
+        places.append((b, a))
+        end = a + size
     return places, end
 
 
-def _verify(path: Path, entry: _Entry, halves: list[NDArray[np.uint32]]) -> None:
-    for name, half, expected in zip("ba", halves, entry.sha256, strict=True):
+def verify_halves(path: Path, what: str, halves: Halves, sha256: tuple[str, str]) -> None:
+    """Raise `IntegrityError` if a half of a key has another SHA-256."""
+    for name, half, expected in zip("ba", halves, sha256, strict=True):
         found = hashlib.sha256(half.data.cast("B")).hexdigest()
         if found != expected:
             raise IntegrityError(
-                f"half {name} of {entry} in {path} is damaged: its SHA-256 is {found}, the index "
+                f"half {name} of {what} in {path} is damaged: its SHA-256 is {found}, the index "
                 f"says {expected}; write the keys again"
             )
 
 
-def _read_index(path: Path, params: Parameters) -> list[_Entry]:
+def read_index(
+    path: Path, kind: str, params: Parameters, names: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the index of keys of a kind and of these parameters.
+
+    What its fields hold is unchecked, except that ``keys`` is a list.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind, params
+        As for `write_index`.
+    names
+        Names of the fields of that kind.
+
+    Raises
+    ------
+    SerializationError
+        If it is not such an index, or of another version.
+    IncompatibleError
+        If the keys belong to other parameters.
+    OSError
+        If it cannot be read.
+    """
     with open(path, "rb") as file:
         text = file.read(_MAX_INDEX + 1)
     try:
         index = json.loads(text) if len(text) <= _MAX_INDEX else None
     except (ValueError, RecursionError) as e:
         raise SerializationError(f"{path} is not JSON: {e}") from None
-    if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise SerializationError(f"{path} is no index of expanded keys")
+    if not isinstance(index, dict) or index.get("format") != f"aegis-dask {kind}":
+        raise SerializationError(f"{path} is no index of {kind}")
     if index.get("version") != _VERSION:
         raise SerializationError(
             f"{path} is of version {shorten(index.get('version'))}, this library reads version "
             f"{_VERSION}; write the keys again"
         )
-    check_keys(f"{path}", index, _INDEX_KEYS)
+    check_keys(f"{path}", index, _INDEX_KEYS | set(names))
     if index["fingerprint"] != params.fingerprint:
         raise IncompatibleError(
             f"{path} holds keys of parameters {shorten(index['parameters'])} with fingerprint "
@@ -261,29 +348,36 @@ def _read_index(path: Path, params: Parameters) -> list[_Entry]:
         )
     if not isinstance(index["keys"], list):
         raise SerializationError(f"the keys in {path} are {shorten(index['keys'])}, not a list")
-    entries = [_read_entry(entry, params) for entry in index["keys"]]
-    order = [-1 if e.element is None else e.element for e in entries]
-    if any(a >= b for a, b in pairwise(order)):
+    return index
+
+
+def check_order(path: Path, order: Sequence[int | None]) -> None:
+    """Raise `SerializationError` unless the numbers of an index's keys ascend, None before all."""
+    if any(b is None or (a is not None and a >= b) for a, b in pairwise(order)):
         raise SerializationError(f"{path} names keys twice or not in order")
-    return entries
 
 
 def _read_entry(entry: Any, params: Parameters) -> _Entry:
     if not isinstance(entry, dict):
         raise SerializationError(f"a key of the index is {shorten(entry)}, not an object")
     check_keys("a key of the index", entry, _KEY_KEYS)
-    element, digests = entry["element"], entry["sha256"]
+    element = entry["element"]
     if element is not None:
         element = read_galois_element(str(element), params.ring_degree)
-    if (
-        not isinstance(digests, list)
-        or len(digests) != 2
-        or not all(isinstance(d, str) and _SHA256.fullmatch(d) for d in digests)
-    ):
-        raise SerializationError(f"the SHA-256 of a key are {shorten(digests)}; two are needed")
     return _Entry(
         element,
         read_integer("the level of a key", entry["level"], 0, params.max_level),
         read_seeds("a key", entry["seed"], 1),
-        (digests[0], digests[1]),
+        read_digests(entry["sha256"]),
     )
+
+
+def read_digests(value: Any) -> tuple[str, str]:
+    """Return the SHA-256 of both halves of a key."""
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(d, str) and _SHA256.fullmatch(d) for d in value)
+    ):
+        raise SerializationError(f"the SHA-256 of a key are {shorten(value)}; two are needed")
+    return value[0], value[1]

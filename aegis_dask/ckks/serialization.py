@@ -18,17 +18,33 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_dask.ckks import wire
+from aegis_dask.ckks import formats, wire
+from aegis_dask.ckks.bootstrapping.formats import BOOTSTRAPPING_KEYS
+from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
+from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.files import PRIVATE, require_private, write_atomically
-from aegis_dask.ckks.formats import FORMATS, key_name, read_key, read_key_entries
+from aegis_dask.ckks.formats import key_name, read_key, read_key_entries
 from aegis_dask.ckks.header import check_keys, read_parameters, write_parameters
 from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys, PublicKey, SecretKey
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import IntegrityError, MissingKeyError, SerializationError
 
-Serializable = Parameters | Plaintext | Ciphertext | PublicKey | EvaluationKey | EvaluationKeys
+Serializable = (
+    Parameters
+    | Plaintext
+    | Ciphertext
+    | PublicKey
+    | EvaluationKey
+    | EvaluationKeys
+    | BootstrappingKeys
+)
 """What can be written; a secret key only by `save_secret_key`."""
+
+AnyParameters = Parameters | BootstrappingParameters
+"""With those of bootstrapping, the parameters of their scheme are meant where no more is needed."""
+
+FORMATS = {**formats.FORMATS, BootstrappingKeys: BOOTSTRAPPING_KEYS}
 
 T = TypeVar("T", bound=Serializable)
 Path = str | os.PathLike[str]
@@ -67,7 +83,7 @@ def save(obj: Serializable, path: Path) -> None:
 @overload
 def loads(
     data: wire.Buffer,
-    params: Parameters | None = ...,
+    params: AnyParameters | None = ...,
     *,
     expect: None = ...,
     allow_insecure: bool = ...,
@@ -75,14 +91,14 @@ def loads(
 @overload
 def loads(
     data: wire.Buffer,
-    params: Parameters | None = ...,
+    params: AnyParameters | None = ...,
     *,
     expect: type[T],
     allow_insecure: bool = ...,
 ) -> T: ...
 def loads(
     data: wire.Buffer,
-    params: Parameters | None = None,
+    params: AnyParameters | None = None,
     *,
     expect: type[Any] | None = None,
     allow_insecure: bool = False,
@@ -95,6 +111,7 @@ def loads(
         Bytes. The residues stay in a writable buffer, which the object then shares.
     params
         The parameters the object must belong to; without them those of the data are rebuilt.
+        `BootstrappingKeys` are read with their `BootstrappingParameters` only.
     expect
         The class the object must have.
     allow_insecure
@@ -117,7 +134,7 @@ def loads(
 @overload
 def load(
     path: Path,
-    params: Parameters | None = ...,
+    params: AnyParameters | None = ...,
     *,
     expect: None = ...,
     mmap: bool = ...,
@@ -126,7 +143,7 @@ def load(
 @overload
 def load(
     path: Path,
-    params: Parameters | None = ...,
+    params: AnyParameters | None = ...,
     *,
     expect: type[T],
     mmap: bool = ...,
@@ -134,7 +151,7 @@ def load(
 ) -> T: ...
 def load(
     path: Path,
-    params: Parameters | None = None,
+    params: AnyParameters | None = None,
     *,
     expect: type[Any] | None = None,
     mmap: bool = False,
@@ -166,7 +183,7 @@ def load(
 def load_evaluation_key(
     path: Path,
     galois_element: int | None,
-    params: Parameters | None = None,
+    params: AnyParameters | None = None,
     *,
     mmap: bool = False,
     allow_insecure: bool = False,
@@ -297,14 +314,14 @@ def _frame(obj: Serializable) -> list[wire.Buffer]:
             f"{', '.join(c.__name__ for c in FORMATS)}"
         )
     own, tensors = form.pack(obj)
-    params = obj if isinstance(obj, Parameters) else obj.params
-    common = {"type": type(obj).__name__, "library": _library_version(), **write_parameters(params)}
+    scheme = _scheme(obj if isinstance(obj, Parameters) else obj.params)
+    common = {"type": type(obj).__name__, "library": _library_version(), **write_parameters(scheme)}
     return wire.frame({**common, **own}, tensors)
 
 
 def _unpack(
     container: wire.Container,
-    params: Parameters | None,
+    params: AnyParameters | None,
     expect: type[Any] | None,
     allow_insecure: bool,
 ) -> Any:
@@ -318,16 +335,17 @@ def _unpack(
             f"{', '.join(c.__name__ for c in FORMATS)}"
         )
     own = _check_header(container, found if expect is None else expect, params, allow_insecure)
-    return FORMATS[found].unpack(container, own)
+    # Parameters of bootstrapping are not rebuilt: keys to the ephemeral secret need those given.
+    return FORMATS[found].unpack(container, params if found is BootstrappingKeys else own)
 
 
 def _check_header(
     container: wire.Container,
     expect: type[Any],
-    params: Parameters | None,
+    params: AnyParameters | None,
     allow_insecure: bool,
 ) -> Parameters:
-    """Check type and field names; return the parameters."""
+    """Check type and field names; return the parameters of the scheme."""
     kind = container.fields.get("type")
     if kind != expect.__name__ or expect not in FORMATS:
         raise SerializationError(
@@ -335,7 +353,12 @@ def _check_header(
         )
     keys = _COMMON_KEYS | FORMATS[expect].keys_of(container.version)
     check_keys(f"the header of {kind}", container.fields, keys)
-    return read_parameters(container.fields, params, allow_insecure)
+    scheme = None if params is None else _scheme(params)
+    return read_parameters(container.fields, scheme, allow_insecure)
+
+
+def _scheme(params: AnyParameters) -> Parameters:
+    return params.params if isinstance(params, BootstrappingParameters) else params
 
 
 def _check_ternary(coefficients: NDArray[Any], params: Parameters) -> None:

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aegis_dask.cli import options
-from aegis_dask.errors import SerializationError
+from aegis_dask.errors import AegisError, SerializationError
 
 if TYPE_CHECKING:
     from aegis_dask.circuits.ranges import LayerFits, LayerRanges
+    from aegis_dask.models.calibration import Calibration
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.terminal import Terminal
+
+WHOLE_MODEL = "bert_model"
+"""The graph that parameters are chosen for: all layers."""
 
 
 def calibrate(
@@ -34,7 +38,7 @@ def calibrate(
     sha256: options.Sha256 = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the ranges of a model's activations and fit polynomials to them."""
+    """Measure the ranges of a model's activations, fit polynomials, and choose parameters."""
     from aegis_dask.circuits.ranges import fit_layer
     from aegis_dask.models.calibration import calibrate as measure
     from aegis_dask.service import sources
@@ -61,6 +65,7 @@ def calibrate(
     )
     _show(terminal, measured.layers, fits)
     terminal.say(f"Written to {target}")
+    chosen = _choose_parameters(loaded, measured, terminal)
     terminal.json(
         {
             "file": str(target),
@@ -72,6 +77,7 @@ def calibrate(
                 {"ranges": r.to_dict(), "polynomials": _polynomials(f)}
                 for r, f in zip(measured.layers, fits, strict=True)
             ],
+            "whole_model": chosen,
         }
     )
 
@@ -93,6 +99,37 @@ def _target(model: BertModel, out: Path | None) -> Path:
             f"the folder {model.path} of the model is not writable; give a file with --out"
         )
     return model.path / CALIBRATION_FILE
+
+
+def _choose_parameters(
+    model: BertModel, measured: Calibration, terminal: Terminal
+) -> dict[str, Any]:
+    """Show what all layers take, encrypted, on texts as long as those measured."""
+    from aegis_dask.models.graphs import load_graph
+    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.service.job import make_job
+    from aegis_dask.service.summary import describe_job
+    from aegis_dask.terminal import parameter_lines
+
+    count = len(model.layers)
+    layers = "the layer" if count == 1 else f"all {count} layers"
+    what = f"{layers} on texts of {measured.longest} tokens"
+    try:
+        with terminal.step("Choosing parameters"):
+            job = make_job(model, measured, load_graph(WHOLE_MODEL), measured.longest)
+            keys = job.keys
+    except AegisError as e:  # the calibration is of use all the same
+        terminal.say(f"No parameters for {what}: {e}", "yellow")
+        return {"no_parameters_because": str(e)}
+    assert job.params is not None
+    terminal.say(f"To run {what} encrypted:")
+    size = f"{keys.count}, {format_bytes(keys.nbytes)}"
+    terminal.pairs({**parameter_lines(job.params, job.placement), "evaluation keys": size})
+    return {
+        **describe_job(job, measured.longest),
+        "evaluation_keys": keys.count,
+        "evaluation_key_bytes": keys.nbytes,
+    }
 
 
 def _polynomials(fits: LayerFits) -> dict[str, dict[str, Any]]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aegis_dask.cli import options as o
-from aegis_dask.errors import ModelError, ParameterError, TextError
+from aegis_dask.cli.setup import check_writable
+from aegis_dask.errors import ModelError, TextError
 
 if TYPE_CHECKING:
     from aegis_dask.models.calibration import Calibration
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.models.graphs import Graph
+    from aegis_dask.program.refresh import Placement
     from aegis_dask.service.job import Job
     from aegis_dask.service.plan import Estimate
     from aegis_dask.terminal import Terminal
@@ -25,6 +28,7 @@ COLUMNS = {
     "plain": "plain_products",
     "prod.": "products",
     "switch": "key_switches",
+    "boot.": "bootstraps",
     "levels": "levels",
 }
 
@@ -42,15 +46,35 @@ def plan(
     workers: Annotated[int, typer.Option(min=1, help="Workers to divide the work among.")] = 2,
     insecure: o.Insecure = False,
     scale_bits: o.ScaleBits = 40,
+    refreshes: Annotated[
+        bool,
+        typer.Option(
+            "--refreshes",
+            help="Show where ciphertexts are refreshed (bootstrapped) and why, beside how many "
+            "bootstraps refreshing without planning would take.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the levels along the program, and its refreshes, to this .html file."
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Count what a graph would take: operations, levels, keys, memory, time."""
+    """Count what a graph would take: operations, levels, bootstraps, keys, memory, time."""
     from aegis_dask.models.graphs import load_graph
-    from aegis_dask.service.plan import estimate, largest_parameters
+    from aegis_dask.service.job import make_job
+    from aegis_dask.service.plan import compare, describe_comparison, estimate
     from aegis_dask.service.summary import describe_job
     from aegis_dask.terminal import Terminal
 
     terminal = Terminal(as_json)
+    if plot is not None:
+        from aegis_dask.service.refresh_plot import check_plot, plot_levels
+
+        check_plot(plot)
+        check_writable(plot)
     loaded = load_graph(graph)
     if shape is not None and (model, sha256, calibration) != (None, None, None):
         raise ModelError("--shape has no weights; give it without --model, --sha256, --calibration")
@@ -61,21 +85,28 @@ def plan(
             f"--length is {tokens}, {bert.name} has positions for {bert.config.max_positions}"
         )
     ranges = _ranges(bert, calibration, terminal)
-    job, why = _job(bert, ranges, loaded, tokens, insecure, scale_bits)
-    params = job.params
-    if params is None:
-        params = largest_parameters(job.packing.slots, scale_bits)
-    with terminal.step("Counting"):
-        counted = estimate(job, params)
-    _show(terminal, job, counted, workers, why)
+    with terminal.step("Choosing parameters and counting"):
+        job = make_job(bert, ranges, loaded, tokens, scale_bits=scale_bits, allow_insecure=insecure)
+        counted = estimate(job)
+    assert job.params is not None
+    terminal.warn_if_insecure(job.params)
+    compared: dict[str, Placement | None] = {}
+    if refreshes and job.placement is not None:
+        with terminal.step("Comparing with other placements"):
+            compared = compare(job.placement)
+    _show(terminal, job, counted, workers)
+    if refreshes:
+        _show_refreshes(terminal, counted, compared)
+    if plot is not None:
+        plot_levels(job.analysis, plot, f"{job.graph.name} on {job.model.name}, {tokens} tokens")
+        terminal.say(f"Plot: {plot}")
     terminal.json(
         {
             **describe_job(job, tokens),
-            "no_parameters_because": why,
             "calibrated": ranges.texts > 0,
-            "counted_with": params.name,
-            **counted.to_dict(),
-            "workers": workers,
+            **counted.to_dict(workers),
+            "placements": describe_comparison(compared),
+            "plot": None if plot is None else str(plot),
         }
     )
 
@@ -106,46 +137,18 @@ def _ranges(model: BertModel, path: Path | None, terminal: Terminal) -> Calibrat
     return found
 
 
-def _job(
-    model: BertModel,
-    ranges: Calibration,
-    graph: Graph,
-    tokens: int,
-    insecure: bool,
-    scale_bits: int,
-) -> tuple[Job, str | None]:
-    """Return the job, and why it has no parameters if so."""
-    from aegis_dask.ckks.parameters import MAX_LOG_N
-    from aegis_dask.service.job import make_job
-    from aegis_dask.service.plan import largest_parameters
-
-    try:
-        job = make_job(model, ranges, graph, tokens, scale_bits=scale_bits, allow_insecure=insecure)
-        return job, None
-    except ParameterError as e:
-        # In the largest ring that has secure parameters: there refreshing will be possible.
-        slots = largest_parameters(1 << (MAX_LOG_N - 2), scale_bits).slots
-        return make_job(model, ranges, graph, tokens, slots=slots, encrypted=False), str(e)
-
-
-def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int, why: str | None) -> None:
+def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int) -> None:
     from rich.text import Text
 
     from aegis_dask.runtime.cluster import cores
     from aegis_dask.runtime.transfers import format_bytes
     from aegis_dask.terminal import parameter_lines, short_count, table_of
 
+    assert job.params is not None
     terminal.say(
         f"{job.graph.name} on {job.model.name}: {job.packing.length} tokens in "
         f"{job.packing.tokens} positions, {counted.depth} levels on the longest path."
     )
-    if why is not None:
-        terminal.say(f"No parameters fit: {why}.", "yellow")
-        terminal.say(
-            f"Counted with {counted.params.name}, as if values could be refreshed (bootstrapped): "
-            f"with all of its {counted.params.max_level} levels after each, {counted.bootstraps} "
-            "bootstraps or more. Their time and their keys are not included."
-        )
     table = table_of("operator", *COLUMNS, "s")
     for name, cost in {**counted.operators, "total": counted.total}.items():
         if not any(cost.counts.values()):
@@ -156,20 +159,58 @@ def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int, why: st
     terminal.show(table)
     terminal.say(
         "rot.: rotations; conj.: conjugations; plain: products with plaintexts; prod.: products "
-        "of ciphertexts; switch: key switches of all kinds; s: seconds on one thread."
+        "of ciphertexts; switch: key switches of all kinds, without those of bootstraps; boot.: "
+        "bootstraps; s: seconds on one thread."
     )
     threads = min(workers, cores())
     terminal.pairs(
         {
-            **(parameter_lines(counted.params) if why is None else {}),
-            "evaluation keys": f"{counted.keys.count}, {format_bytes(counted.key_bytes)} in memory "
-            "(half of it in a file)",
+            **parameter_lines(job.params, job.placement),
+            "evaluation keys": f"{counted.keys.count}, {format_bytes(counted.keys.nbytes)} in "
+            "memory (half of it in a file)",
             "ciphertexts in": format_bytes(counted.input_bytes),
             "ciphertexts out": format_bytes(counted.output_bytes),
             "weights": format_bytes(counted.weight_bytes),
             "values at the same time": format_bytes(counted.live_bytes),
-            "memory of one machine": f"about {format_bytes(counted.memory_bytes)}",
+            "memory of one machine": f"about {format_bytes(counted.memory_bytes(workers))}",
             "time": f"about {counted.seconds:,.0f} s on one thread, on {threads} at best "
             f"{counted.seconds / threads:,.0f} s ({workers} workers, {cores()} cores here)",
         }
     )
+
+
+def _show_refreshes(
+    terminal: Terminal, counted: Estimate, compared: Mapping[str, Placement | None]
+) -> None:
+    from rich.text import Text
+
+    from aegis_dask.terminal import table_of
+
+    terminal.say("")
+    if not counted.refreshes:
+        terminal.say("Nothing is refreshed: the levels suffice.")
+        return
+    table = table_of("refreshed", "ct.", "level", "boot.", "kind", "for")
+    for r in counted.refreshes:
+        kind = r.kind + ", twice" * (r.iterations > 1)
+        kind += f", / {r.divisor}" if r.divisor > 1 else ""
+        levels = f"{r.level} -> {r.level_after}"
+        cells = (str(r.ciphertexts), levels, str(r.bootstraps), kind)
+        table.add_row(Text(f"{r.stage}: {r.operation}"), *cells, Text(", ".join(r.users)))
+    table.columns[-1].no_wrap = False  # leave room for the stage's name in narrow terminals
+    terminal.show(table)
+    terminal.say(
+        "ct.: ciphertexts; boot.: bootstraps; real: for half of the work on the polynomial; "
+        "merged: two real ciphertexts in one bootstrap; twice: its error too, for precision; / n: "
+        "divided by n meanwhile, to fit the range; for: the operations that take the result."
+    )
+    layers = counted.bootstraps_per_layer
+    if any(layers):
+        each = ", ".join(f"{name or 'elsewhere'} {count}" for name, count in layers.items())
+        terminal.say(f"Bootstraps per layer: {each}.")
+    terminal.say("")
+    table = table_of("placement", "bootstraps", "ciphertexts", "sites")
+    for name, p in compared.items():
+        counts = (p.bootstraps, p.unmerged, len(p.sites)) if p else ("impossible",)
+        table.add_row(Text(name), *(str(n) for n in counts))
+    terminal.show(table)

@@ -77,14 +77,14 @@ def keys(
     )
     terminal.warn_if_insecure(job.analysis.params)
     check_memory(job)
-    with terminal.step(f"Making {job.analysis.keys.count} keys"):
+    with terminal.step(f"Making {job.keys.count} keys"):
         client = Client.create(job)
         make_directory(out)
         client.save(out / CLIENT)
         client.save_bundle(out / BUNDLE)
     sizes = {name: size_of(out / name) for name in (CLIENT, BUNDLE)}
     terminal.say(f"{job.graph.name} on {job.model.name}, texts of at most {positions} tokens")
-    terminal.pairs(parameter_lines(job.analysis.params))
+    terminal.pairs(parameter_lines(job.analysis.params, job.placement))
     terminal.say("")
     terminal.pairs(
         {
@@ -98,8 +98,8 @@ def keys(
         {
             **describe_job(job, positions),
             "fingerprint": job.fingerprint,
-            "evaluation_keys": job.analysis.keys.count,
-            "evaluation_key_bytes": job.key_bytes,
+            "evaluation_keys": job.keys.count,
+            "evaluation_key_bytes": job.keys.nbytes,
             "client": str(out / CLIENT),
             "client_bytes": sizes[CLIENT],
             "bundle": str(out / BUNDLE),

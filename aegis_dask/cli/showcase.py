@@ -20,6 +20,9 @@ def demo(
         Path | None, typer.Option(help="HTML report; aegis-demo.html here if not given.")
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="A small ring without security: seconds.")
+    ] = False,
     as_json: options.Json = False,
 ) -> int:
     """Run one encrypted layer of MiniLM on Dask workers, and see what happens where."""
@@ -31,6 +34,7 @@ def demo(
         length=length,
         report=None if no_report else report or Path(REPORT),
         as_json=as_json,
+        insecure=insecure,
     )
 
 

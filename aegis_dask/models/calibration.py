@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from aegis_dask.circuits.packing import positions
 from aegis_dask.circuits.ranges import (
+    MAGNITUDES,
     TOKEN_CLASSES,
     AttentionRanges,
     LayerRanges,
@@ -39,7 +40,15 @@ DISTANCE_THRESHOLD = 1.0
 """Standard deviation of the log-sum-exp, beyond the query's part, from which a distance helps."""
 CLASS_THRESHOLD = 1.0
 """What an offset per class of tokens must save of the range of the log-sum-exp."""
-FORMAT = 1
+FORMAT = 2
+MAGNITUDE_OF = {
+    "input": "input",
+    "norm1.input": "update1",
+    "norm1.output": "hidden",
+    "norm2.input": "update2",
+    "output": "output",
+}
+"""What the reference observes -> name in `MAGNITUDES`."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,15 @@ class Margins:
         Relative widening, of the lowest score and at both ends of GELU's inputs.
     variance
         Factor at both ends of the variances.
+    magnitude
+        Factor of the largest hidden states.
     """
 
     log_sum: float = 1.5
     score: float = 0.25
     gelu: float = 0.2
     variance: float = 1.6
+    magnitude: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -345,7 +357,7 @@ class _Measured(_Scores):
             (norm, c): [np.inf, -np.inf] for norm in ("norm1", "norm2") for c in TOKEN_CLASSES
         }
         self.gelu = [np.inf, -np.inf]
-        self.magnitude = 0.0
+        self.magnitudes = dict.fromkeys(MAGNITUDES, 0.0)
 
     def start(self, x: Float) -> None:
         """Take the input of the first layer."""
@@ -374,8 +386,9 @@ class _Measured(_Scores):
                 min(self.gelu[0], float(values.min())),
                 max(self.gelu[1], float(values.max())),
             ]
-        elif what == "input":
-            self.magnitude = max(self.magnitude, float(np.abs(values).max()))
+        if what in MAGNITUDE_OF:
+            name = MAGNITUDE_OF[what]
+            self.magnitudes[name] = max(self.magnitudes[name], _magnitude(what, values))
 
     def ranges(self, margins: Margins) -> LayerRanges:
         """Return the widened ranges."""
@@ -403,7 +416,7 @@ class _Measured(_Scores):
             self._norm("norm2", margins),
             self.gelu[0] - width,
             self.gelu[1] + width,
-            self.magnitude,
+            {name: margins.magnitude * v for name, v in self.magnitudes.items()},
         )
 
     def _norm(self, norm: str, margins: Margins) -> NormRanges:
@@ -414,6 +427,13 @@ class _Measured(_Scores):
         low = min(v[0] / scale[c] for c, v in seen.items() if v[0] <= v[1])
         high = max(v[1] / scale[c] for c, v in seen.items() if v[0] <= v[1])
         return NormRanges(float(low / margins.variance), float(high * margins.variance), scale)
+
+
+def _magnitude(what: str, values: Float) -> float:
+    """Return the largest absolute value; what LayerNorm takes is centred in the program."""
+    if what in ("norm1.input", "norm2.input"):
+        values = values - values.mean(axis=1, keepdims=True)
+    return float(np.abs(values).max())
 
 
 def check_inside(
@@ -433,6 +453,7 @@ def check_inside(
     """
     layers = zip(model.layers, calibration.layers, strict=False)
     checks = [_Checked(model, i, ranges) for i, (_, ranges) in enumerate(layers)]
+    checks[0].observe("input", x[valid])
     return encode(model, x, valid, _observer([c.observe for c in checks]))
 
 
@@ -459,6 +480,10 @@ class _Checked(_Scores):
             self._within(f"the variance before {what[:5]}", variance / scale, norm.low, norm.high)
         elif what == "gelu.input":
             self._within("an input of GELU", values, self.limits.gelu_low, self.limits.gelu_high)
+        if what in MAGNITUDE_OF:
+            limit = self.limits.magnitudes[MAGNITUDE_OF[what]]
+            largest = np.array([_magnitude(what, values)])
+            self._within(f"the magnitude of {what.replace('.', ', ')}", largest, 0.0, limit)
 
     def _within(self, what: str, values: Float, low: float, high: float) -> None:
         smallest, largest = float(values.min()), float(values.max())
@@ -486,6 +511,6 @@ def typical_calibration(config: BertConfig) -> Calibration:
         NormRanges(0.1, 10.0, dict.fromkeys(TOKEN_CLASSES, 1.0)),
         -16.0,
         16.0,
-        10.0,
+        dict.fromkeys(MAGNITUDES, 10.0),
     )
     return Calibration("typical", None, (layer,) * config.layers, 0, 0, config.max_positions)

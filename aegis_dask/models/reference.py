@@ -99,8 +99,8 @@ def layer(
         Called with intermediate results, under the name given here after ``name.``, of v tokens
         where the length is L: ``query``, ``key``, ``value`` [heads, L, hidden / heads] (padding
         rows 0), ``scores`` [heads, v, v] (query by key, scaled, before the softmax),
-        ``norm1.input`` [v, hidden], ``gelu.input`` [v, intermediate], ``norm2.input`` [v, hidden],
-        ``output`` [v, hidden]. The arrays must not be changed.
+        ``norm1.input`` and ``norm1.output`` [v, hidden], ``gelu.input`` [v, intermediate],
+        ``norm2.input`` [v, hidden], ``output`` [v, hidden]. The arrays must not be changed.
     name
         Prefix of those names, such as ``layer.0``.
 
@@ -135,6 +135,7 @@ def layer(
     summed = linear(attended, weights.output) + tokens
     note("norm1.input", summed)
     middle = layer_norm(summed, weights.norm1)
+    note("norm1.output", middle)
     raised = linear(middle, weights.up)
     note("gelu.input", raised)
     summed = linear(gelu(raised), weights.down) + middle

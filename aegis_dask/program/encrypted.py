@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
 from aegis_dask.ckks.encoder import Encoder, embed
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.objects import Ciphertext
-from aegis_dask.errors import EncodingError, ProgramError
+from aegis_dask.ckks.scale import Scale
+from aegis_dask.errors import EncodingError, MissingKeyError, ProgramError
 from aegis_dask.program.hoisting import two_stages
-from aegis_dask.program.operations import PlainMatrix, Shape, Store
+from aegis_dask.program.operations import PlainMatrix, Refresh, Shape, Store
 
 WEIGHT_BYTES = 1 << 26
 """Encoded weights held at a time by `matrix_product`."""
+PART_BYTES = 1 << 26
+"""Ciphertexts on which an operation with large temporaries works at a time: as many as fit."""
 MIN_RUN = 32
 """Points over which residues of a matrix must repeat: what the modular GEMM is made for."""
 
@@ -61,10 +65,12 @@ class Encrypted:
     ----------
     evaluator
         With the evaluation keys of the program.
+    bootstrapper
+        For programs that refresh.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, bootstrapper: Bootstrapper | None = None) -> None:
+        self.evaluator, self.bootstrapper = evaluator, bootstrapper
         self.params = evaluator.params
         self.encoder = Encoder(evaluator.params)
 
@@ -127,6 +133,26 @@ class Encrypted:
         real, imag = (x.batch.with_data(np.ascontiguousarray(data[:, k])) for k in (0, 1))
         rotated = self.evaluator.multiply_by_i(imag, sign % 4)
         return CipherArray(self.evaluator.add(real, rotated), shape)
+
+    def _by_parts(
+        self, operation: Callable[..., Ciphertext], *batches: Ciphertext, share: int = 1
+    ) -> Ciphertext:
+        """Apply an operation to a few ciphertexts at a time, `share` times fewer than usual.
+
+        Its temporaries, several times what it works on, then stay within the memory that is kept
+        for reuse. Batches of one go with every part.
+        """
+        count = max(b.batch for b in batches)
+        step = max(1, PART_BYTES // (share * min(b.nbytes // b.batch for b in batches)))
+        if count <= step:
+            return operation(*batches)
+        first = operation(*(b if b.batch == 1 else b[:step] for b in batches))
+        data = self.params.ring.empty((count, *first.data.shape[1:]))
+        data[:step] = first.data
+        for i in range(step, count, step):
+            part = operation(*(b if b.batch == 1 else b[i : i + step] for b in batches))
+            data[i : i + step] = part.data
+        return first.with_data(data)
 
     # -- sums --------------------------------------------------------------------------------
 
@@ -201,7 +227,8 @@ class Encrypted:
 
     def multiply_constant(self, x: CipherArray, c: complex) -> CipherArray:
         """Return c x: one level."""
-        return self._like(self.evaluator.multiply(x.batch, complex(c)), x)
+        product = self._by_parts(lambda b: self.evaluator.multiply(b, complex(c)), x.batch)
+        return self._like(product, x)
 
     def multiply_plain(self, x: CipherArray, vectors: NDArray[np.complex128]) -> CipherArray:
         """Return x times vectors (see `PlainVectors`): one level."""
@@ -219,11 +246,12 @@ class Encrypted:
             else:
                 data[i : i + 1] = ring.multiply(row, plain.data, limbs)
         out = batch.with_data(data, scale=batch.scale * scale)
-        return self._like(self.evaluator.rescale(out), x)
+        return self._like(self._by_parts(self.evaluator.rescale, out), x)
 
     def multiply(self, x: CipherArray, y: CipherArray) -> CipherArray:
         """Return x y, relinearised: one level."""
-        return self._like(self.evaluator.multiply(x.batch, y.batch), self._outer(x, y))
+        product = self._by_parts(self.evaluator.multiply, x.batch, y.batch)
+        return self._like(product, self._outer(x, y))
 
     def contract(self, x: CipherArray, y: CipherArray, transposed: bool) -> CipherArray:
         """Return ``sum_k x[k] y[o, k]`` (``y[k, o]`` if transposed), not yet relinearised."""
@@ -241,31 +269,39 @@ class Encrypted:
 
     def relinearise(self, x: CipherArray) -> CipherArray:
         """Return to 2 components: one level."""
-        return self._like(self.evaluator.relinearise(x.batch, rescale=True), x)
+        out = self._by_parts(lambda b: self.evaluator.relinearise(b, rescale=True), x.batch)
+        return self._like(out, x)
 
     def chebyshev(self, x: CipherArray, coefficients: NDArray[np.float64]) -> CipherArray:
         """Return ``sum_k c_k T_k(x)`` for slots in [-1, 1]."""
-        return self._like(self.evaluator.chebyshev(x.batch, coefficients), x)
+        # It keeps a dozen powers.
+        value = self._by_parts(
+            lambda b: self.evaluator.chebyshev(b, coefficients), x.batch, share=4
+        )
+        return self._like(value, x)
 
     # -- key switching -----------------------------------------------------------------------
 
     def rotate(self, x: CipherArray, step: int) -> CipherArray:
         """Rotate the slots to the left."""
-        return self._like(self.evaluator.rotate(x.batch, step), x)
+        return self._like(self._by_parts(lambda b: self.evaluator.rotate(b, step), x.batch), x)
 
     def rotations(self, x: CipherArray, steps: Sequence[int]) -> CipherArray:
         """Return ``[*s, len(steps)]``: rotations that share decompositions (see `hoisting`)."""
         outer, inner = two_stages(tuple(steps), self.params.slots)
-        data = np.empty((x.batch.batch, len(steps), *x.batch.data.shape[1:]), np.uint32)
-        turned = self.evaluator.rotate_many(x.batch, [s for s in outer if s])
-        for k, first in enumerate(outer):
-            base = turned[first] if first else x.batch
-            here = inner[: len(steps) - k * len(inner)]
-            rotated = self.evaluator.rotate_many(base, [s for s in here if s])
-            for i, s in enumerate(here):
-                data[:, k * len(inner) + i] = rotated[s].data if s else base.data
+        batch = x.batch
+        data = self.params.ring.empty((batch.batch, len(steps), *batch.data.shape[1:]))
+        for j in range(batch.batch):
+            one = batch[j : j + 1]
+            turned = self.evaluator.rotate_many(one, [s for s in outer if s])
+            for k, first in enumerate(outer):
+                base = turned.pop(first) if first else one
+                here = inner[: len(steps) - k * len(inner)]
+                rotated = self.evaluator.rotate_many(base, [s for s in here if s])
+                for i, s in enumerate(here):
+                    data[j, k * len(inner) + i] = rotated[s].data[0] if s else base.data[0]
         flat = data.reshape(-1, *data.shape[2:])
-        return CipherArray(x.batch.with_data(flat), (*x.shape, len(steps)))
+        return CipherArray(batch.with_data(flat), (*x.shape, len(steps)))
 
     def rotate_sum(self, x: CipherArray, steps: Sequence[int]) -> CipherArray:
         """Rotate each ciphertext of the last axis by its own step, and add them up."""
@@ -273,14 +309,55 @@ class Encrypted:
         total: Ciphertext | None = None
         for i, s in enumerate(steps):
             term = x.batch.with_data(np.ascontiguousarray(data[:, i]))
-            term = self.evaluator.rotate(term, s) if s else term
+            if s:
+                term = self._by_parts(lambda b, s=s: self.evaluator.rotate(b, s), term)
             total = term if total is None else self.evaluator.add(total, term)
         assert total is not None
         return CipherArray(total, x.shape[:-1])
 
     def conjugate(self, x: CipherArray) -> CipherArray:
         """Return the complex conjugate of every slot."""
-        return self._like(self.evaluator.conjugate(x.batch), x)
+        return self._like(self._by_parts(self.evaluator.conjugate, x.batch), x)
+
+    # -- refreshing --------------------------------------------------------------------------
+
+    def within(self, x: CipherArray, bound: float) -> CipherArray:
+        """Return x: nothing here can see how large its values are."""
+        return x
+
+    def refresh(self, x: CipherArray, how: Refresh) -> CipherArray:
+        """Bootstrap every ciphertext, or every pair of the last axis.
+
+        Raises
+        ------
+        MissingKeyError
+            Without the keys of bootstrapping.
+        LevelError
+            If the level is too low to be refreshed from.
+        """
+        bootstrapper = self.bootstrapper
+        if bootstrapper is None:
+            raise MissingKeyError(
+                "the program refreshes ciphertexts and there are no keys for bootstrapping; make "
+                "keys with bootstrapping_keys and give them to Executor.prepare"
+            )
+        batch = x.batch
+        if how.shrink:
+            batch = batch.with_data(batch.data, scale=batch.scale * Scale({2: how.shrink}))
+        done: list[Ciphertext] = []
+        # One at a time: a batch would need as many times the memory.
+        for i in range(0, batch.batch, 1 + how.merged):
+            one = batch[i : i + 1]
+            if how.merged:
+                done += bootstrapper.refresh_pair(one, batch[i + 1 : i + 2])
+            elif how.iterations > 1:
+                fine = bootstrapper.refresh_precise(one, iterations=how.iterations, real=how.real)
+                done.append(fine)
+            else:
+                done.append(bootstrapper.refresh(one, how.real))
+        data = np.concatenate([y.data for y in done])
+        refreshed = self._like(done[0].with_data(data), x)
+        return self.multiply_integer(refreshed, 1 << how.shrink) if how.shrink else refreshed
 
     # -- plaintext matrices ------------------------------------------------------------------
 
@@ -314,4 +391,5 @@ class Encrypted:
             rows = slice((first - start) * each, (last - start) * each)
             out[rows] = ring.gemm(batch.data, weights, limbs)
         product = batch.with_data(out, scale=batch.scale * scale)
-        return CipherArray(self.evaluator.rescale(product), (stop - start, *matrix.outputs[1:]))
+        rescaled = self._by_parts(self.evaluator.rescale, product)
+        return CipherArray(rescaled, (stop - start, *matrix.outputs[1:]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 
 import numpy as np
 
@@ -327,7 +328,7 @@ class EncryptedTensor:
     def __mul__(self, other: EncryptedTensor | complex) -> EncryptedTensor:
         if isinstance(other, EncryptedTensor):
             return self._apply(ops.Multiply(), other)
-        return self._apply(ops.MultiplyConstant(complex(other)))
+        return self if other == 1 else self._apply(ops.MultiplyConstant(complex(other)))
 
     __rmul__ = __mul__
 
@@ -393,6 +394,14 @@ class EncryptedTensor:
     def matrix_product(self, matrix: PlainMatrix) -> EncryptedTensor:
         """Multiply by a plaintext matrix in diagonal form."""
         return self._apply(ops.MatrixProduct(matrix))
+
+    def within(self, bound: float, error: float = inf) -> EncryptedTensor:
+        """State that no real or imaginary part of a slot exceeds `bound`; free.
+
+        Such values can be refreshed (`program.refresh`) if that does not change them by more than
+        `error`. A simulated run checks the bound.
+        """
+        return self._apply(ops.Within(float(bound), float(error)))
 
     def chebyshev(self, coefficients: Sequence[float]) -> EncryptedTensor:
         """Evaluate ``sum_k c_k T_k``; the slots must lie in [-1, 1]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from cmath import isfinite
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -557,3 +557,69 @@ class Chebyshev(Operation):
 
     def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
         return e.chebyshev(inputs[0], np.array(self.coefficients))
+
+
+@dataclass(frozen=True)
+class Within(Operation):
+    """x, of which it is known that no real or imaginary part of a slot exceeds a bound.
+
+    Free. Nothing on the server can check it: a simulated run does, on the client.
+
+    Attributes
+    ----------
+    bound
+        Largest absolute value of a real or imaginary part.
+    error
+        Absolute error that a refresh may make; infinity if any will do.
+    """
+
+    bound: float
+    error: float = inf
+
+    def __post_init__(self) -> None:
+        _check_finite(self, self.bound)
+        if not (self.bound > 0 and self.error > 0):
+            raise self._fail(
+                f"bound and error must be positive, {self.bound} and {self.error} were given"
+            )
+
+    def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
+        return e.within(inputs[0], self.bound)
+
+
+@dataclass(frozen=True)
+class Refresh(Operation):
+    """Bring ciphertexts back to the level that bootstrapping gives (see `program.refresh`).
+
+    Attributes
+    ----------
+    merged
+        The values are real, and the two of the last axis share one bootstrap.
+    real
+        The values are real: half of a bootstrap's work on its polynomial.
+    shrink
+        Divide the values by ``2**shrink`` before and multiply them back after: for those that
+        exceed what bootstrapping takes.
+    iterations
+        More than one refresh the error of the last as well: as many times the bits, for one level
+        (`Bootstrapper.refresh_precise`).
+    """
+
+    merged: bool = False
+    real: bool = False
+    shrink: int = 0
+    iterations: int = 1
+
+    @property
+    def price(self) -> float:
+        """Time of a refresh, in those of a complex ciphertext (docs/bootstrapping.md)."""
+        return self.iterations * (0.8 if self.real else 1.0)
+
+    def _shape(self, *inputs: Shape) -> Shape:
+        (x,) = inputs
+        if self.merged and (not x or x[-1] != 2 or self.iterations > 1):
+            raise self._fail(f"{x} ciphertexts cannot be merged in pairs")
+        return x
+
+    def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
+        return e.refresh(inputs[0], self)

@@ -1,8 +1,8 @@
 """Where to refresh: placing bootstraps in a program whose depth exceeds the levels there are.
 
-A refresh takes ciphertexts of any level and returns them at level U, the *usable* levels of a
-parameter set. Placed well, few are needed: on values of few ciphertexts, late, two real
-ciphertexts in one. Three placements are here:
+A refresh takes ciphertexts of some level at least and returns them at another (`Budget`). Placed
+well, few are needed: on values of few ciphertexts, late, two real ciphertexts in one. Three
+placements are here:
 
 - `minimum_cut`: repeatedly, the cheapest set of values that separates what is in reach from the
   first operations that run out of levels; a value is priced by bootstraps per level used.
@@ -14,85 +14,76 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
-from typing import Any, Literal
+from math import ceil, inf, log2, prod
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from aegis_dask.errors import LevelError, ProgramError
-from aegis_dask.program import operations as ops
 from aegis_dask.program.graph import Node, Program, Stage
-from aegis_dask.program.operations import Arithmetic, Operation, Shape, Store
+from aegis_dask.program.operations import Operation, Refresh, Shape
+from aegis_dask.program.values import Bound, magnitudes, parities
 
-Parity = Literal["real", "imaginary", "complex"]
+MAX_SHRINK = 10
+"""A value divided by ``2**k`` to be refreshed loses k bits; more than these are too many."""
+ERROR_SLACK = 16.0
+"""Where no refresh is as precise as the program asks, the most precise one will do up to this."""
+SHRINK_PRICE = 0.05
+"""What a bit lost is worth: among placements of like cost the more precise one is better."""
+WINDOWS = (1.0, 0.5, 2.0)
+"""Exponents of the levels used in the price of a value: each is tried, the best placement kept."""
 
 
 @dataclass(frozen=True)
-class Refresh(Operation):
-    """Bring ciphertexts back to the usable levels.
+class Budget:
+    """What a refresh asks and gives.
 
     Attributes
     ----------
-    merged
-        The values are real, and the two of the last axis share one bootstrap.
+    output_level
+        Level of a refreshed ciphertext.
+    input_level
+        Lowest level that one is refreshed from.
+    max_magnitude
+        Largest real or imaginary part of its slots.
+    errors
+        Largest error of slots of size one at most, after one iteration, two, and so on.
     """
 
-    merged: bool = False
+    output_level: int
+    input_level: int = 0
+    max_magnitude: float = inf
+    errors: tuple[float, ...] = (0.0,)
 
-    def _shape(self, *inputs: Shape) -> Shape:
-        (x,) = inputs
-        if self.merged and (not x or x[-1] != 2):
-            raise self._fail(f"{x} ciphertexts cannot be merged in pairs")
-        return x
-
-    def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
-        return e.refresh(inputs[0], self.merged)
+    def __post_init__(self) -> None:
+        if not 0 <= self.input_level < self.output_level or self.max_magnitude <= 0:
+            raise LevelError(
+                f"a refresh from level {self.input_level} to {self.output_level} of values up to "
+                f"{self.max_magnitude} gives nothing"
+            )
 
 
-def parities(program: Program) -> list[Parity]:
-    """Return for every node whether its slots are real, imaginary or complex.
+@dataclass(frozen=True)
+class Kind:
+    """How a value can be refreshed.
 
-    Inputs and plaintext vectors are taken as real; a matrix product is complex.
+    Attributes
+    ----------
+    bootstraps
+        How many it takes.
+    operation
+        The operation.
     """
-    out: list[Parity] = []
-    for node in program.nodes:
-        out.append(_parity(program, node, [out[i] for i in node.inputs]))
-    return out
 
+    bootstraps: int
+    operation: Refresh
 
-def _parity(program: Program, node: Node, inputs: list[Parity]) -> Parity:
-    op = node.op
-    if isinstance(op, ops.Input):
-        return "real"
-    if isinstance(op, ops.MatrixProduct):
-        return "complex"
-    if isinstance(op, ops.Pair):
-        single = program.nodes[node.inputs[0]].shape[-1] == 1
-        return inputs[0] if single else "complex"
-    if isinstance(op, (ops.Add, ops.Subtract)) and _is_conjugate_pair(program, node):
-        return "real" if isinstance(op, ops.Add) else "imaginary"
-    if isinstance(op, ops.TimesI) and op.power % 2:
-        return {"real": "imaginary", "imaginary": "real", "complex": "complex"}[inputs[0]]  # type: ignore[return-value]
-    if isinstance(op, (ops.AddConstant, ops.MultiplyConstant)) and complex(op.value).imag:
-        return "complex"
-    if isinstance(op, (ops.Multiply, ops.Contract, ops.SumOfSquares)):
-        kinds = inputs if len(inputs) == 2 else inputs * 2
-        if "complex" in kinds:
-            return "complex"
-        return "real" if kinds[0] == kinds[1] else "imaginary"
-    if isinstance(op, (ops.AddPlain, ops.AddConstant, ops.Chebyshev)):
-        return "real" if inputs[0] == "real" else "complex"
-    return inputs[0] if len(set(inputs)) == 1 else "complex"
-
-
-def _is_conjugate_pair(program: Program, node: Node) -> bool:
-    """Whether the operands are a value and its conjugate."""
-    for a, b in (node.inputs, node.inputs[::-1]):
-        other = program.nodes[b]
-        if isinstance(other.op, ops.Conjugate) and other.inputs == (a,):
-            return True
-    return False
+    @property
+    def price(self) -> float:
+        """Time, in bootstraps of one complex ciphertext, and a little for precision lost."""
+        refreshes = self.bootstraps / self.operation.iterations
+        return refreshes * (self.operation.price + SHRINK_PRICE * self.operation.shrink)
 
 
 @dataclass(frozen=True)
@@ -103,18 +94,25 @@ class Site:
     ----------
     node
         The node whose value it is.
-    bootstraps
-        How many it takes.
-    merged
-        Whether two real ciphertexts share one.
+    kind
+        How.
     level
         Level at which the value arrives.
     """
 
     node: int
-    bootstraps: int
-    merged: bool
+    kind: Kind
     level: int
+
+    @property
+    def bootstraps(self) -> int:
+        """How many it takes."""
+        return self.kind.bootstraps
+
+    @property
+    def merged(self) -> bool:
+        """Whether two real ciphertexts share one."""
+        return self.kind.operation.merged
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,8 @@ class Placement:
     ----------
     program
         The program without them.
-    usable, top_level
-        Levels after a refresh, and of the inputs.
+    budget, top_level
+        What a refresh asks and gives, and the level of the inputs.
     sites
         What is refreshed, in order of evaluation.
     method
@@ -134,7 +132,7 @@ class Placement:
     """
 
     program: Program
-    usable: int
+    budget: Budget
     top_level: int
     sites: tuple[Site, ...]
     method: str
@@ -144,50 +142,92 @@ class Placement:
         """Number of bootstraps."""
         return sum(s.bootstraps for s in self.sites)
 
+    @property
+    def price(self) -> float:
+        """Time, in bootstraps of one complex ciphertext."""
+        return sum(s.kind.price for s in self.sites)
+
+    @property
+    def unmerged(self) -> int:
+        """Ciphertexts that are refreshed: bootstraps, were none merged."""
+        return sum(prod(self.program.nodes[s.node].shape) for s in self.sites)
+
     def explain(self) -> str:
         """Return where and why, one line per site."""
         lines = [
-            f"{self.bootstraps} bootstraps at {len(self.sites)} sites ({self.method}), "
-            f"{self.usable} levels after each"
+            f"{self.bootstraps} bootstraps at {len(self.sites)} sites ({self.method}), from level "
+            f"{self.budget.input_level} or above to level {self.budget.output_level}"
         ]
-        consumers = self.program.consumers
-        for s in self.sites:
-            node = self.program.nodes[s.node]
-            users = sorted({self.program.nodes[c].op.name for c in consumers[s.node]})
-            kind = "two real ciphertexts in one bootstrap" if s.merged else "one by one"
-            stage = self.program.stages[node.stage].name
-            lines.append(
-                f"  {stage}: {node.op.name} {node.shape or '(1)'} at level {s.level}, "
-                f"{s.bootstraps} bootstraps ({kind}), for {', '.join(users)}"
-            )
+        lines += [f"  {self.why(s)}" for s in self.sites]
         return "\n".join(lines)
+
+    def why(self, site: Site) -> str:
+        """Return where a site is, at what level, how it is refreshed and for whom."""
+        node, op = self.program.nodes[site.node], site.kind.operation
+        users = sorted({self.program.nodes[c].op.name for c in self.program.consumers[site.node]})
+        kind = "two real ciphertexts in one" if op.merged else "real" if op.real else "complex"
+        kind += ", twice for precision" if op.iterations > 1 else ""
+        shrunk = f", divided by {1 << op.shrink} meanwhile" if op.shrink else ""
+        count = "1 bootstrap" if site.bootstraps == 1 else f"{site.bootstraps} bootstraps"
+        return (
+            f"{self.program.stages[node.stage].name}: {node.op.name} {node.shape or '(1)'} at "
+            f"level {site.level}, {count} ({kind}{shrunk}), for {', '.join(users)}"
+        )
 
 
 class _Graph:
     """The program as the placements see it."""
 
-    def __init__(self, program: Program, usable: int, top_level: int) -> None:
-        if usable < 1 or top_level < 0:
-            raise LevelError(f"{usable} usable levels and inputs at level {top_level} do nothing")
-        self.program, self.usable, self.top = program, usable, top_level
-        self.parity = parities(program)
+    def __init__(self, program: Program, budget: Budget | int, top_level: int | None) -> None:
+        budget = Budget(budget) if isinstance(budget, int) else budget
+        self.program, self.budget = program, budget
+        self.top = budget.output_level if top_level is None else top_level
+        if self.top < 0:
+            raise LevelError(f"inputs at level {self.top} do nothing")
+        parity, bound = parities(program), magnitudes(program)
+        self.kinds = [self._kind(n, parity[n.id], bound[n.id]) for n in program.nodes]
         self.final = set(program.outputs.values())
         for node in program.nodes:
-            if node.op.depth > usable:
+            if node.op.depth > budget.output_level:
                 raise LevelError(
                     f"{node.op.name} in stage {program.stages[node.stage].name!r} takes "
-                    f"{node.op.depth} levels, a refresh gives {usable}"
+                    f"{node.op.depth} levels, a refresh gives {budget.output_level}"
                 )
 
-    def cost(self, i: int) -> tuple[int, bool] | None:
-        """Return (bootstraps, merged) of refreshing a value, None where it cannot be."""
-        node = self.program.nodes[i]
-        if node.components != 2:
+    def _kind(self, node: Node, parity: str, bound: Bound) -> Kind | None:
+        """Return how a value can be refreshed, None where it cannot be."""
+        limit, shrink = self.budget.max_magnitude, 0
+        if node.components != 2 or (bound.value == inf and limit < inf):
             return None
-        count = prod(node.shape)
-        if self.parity[i] == "real" and node.shape and node.shape[-1] == 2:
-            return count // 2, True
-        return count, False
+        if bound.value > limit:
+            shrink = ceil(log2(bound.value / limit))
+        count, is_real = prod(node.shape), parity == "real"
+        size = 1.0 if bound.value == inf else max(1.0, bound.value)
+        errors = [size * error for error in self.budget.errors]
+        if shrink > MAX_SHRINK or min(errors) > ERROR_SLACK * bound.error:
+            return None
+        precise = [k for k, error in enumerate(errors, start=1) if error <= bound.error]
+        iterations = precise[0] if precise else len(errors)
+        if iterations == 1 and is_real and node.shape and node.shape[-1] == 2:
+            return Kind(count // 2, Refresh(merged=True, shrink=shrink))
+        refresh = Refresh(real=is_real, shrink=shrink, iterations=iterations)
+        return Kind(count * iterations, refresh)
+
+    def floor(self, i: int) -> int:
+        """Return the lowest level that a value can be refreshed from."""
+        kind = self.kinds[i]
+        assert kind is not None
+        # Dividing by a power of two renames the scale; getting back to one that fits takes a level.
+        return self.budget.input_level + (kind.operation.shrink > 0)
+
+    def level_after(self, i: int) -> int:
+        """Return the level of a refreshed value."""
+        kind = self.kinds[i]
+        return self.budget.output_level - (kind is not None and kind.operation.iterations > 1)
+
+    def can_refresh(self, i: int, level: int) -> bool:
+        """Whether a value at that level can be refreshed."""
+        return self.kinds[i] is not None and level >= self.floor(i)
 
     def levels(self, refreshed: Iterable[int]) -> list[int]:
         """Return the level of every node's value before its refresh; negative: out of levels."""
@@ -198,89 +238,142 @@ class _Graph:
             low = min((after[j] for j in node.inputs), default=self.top)
             level = low - node.op.depth
             levels.append(level)
-            after.append(self.usable if node.id in chosen else level)
+            after.append(self.level_after(node.id) if node.id in chosen else level)
         return levels
 
+    def is_valid(self, refreshed: set[int]) -> bool:
+        """Whether no operation runs out of levels, and no refresh begins too low."""
+        levels = self.levels(refreshed)
+        return min(levels, default=0) >= 0 and all(
+            self.can_refresh(i, levels[i]) for i in refreshed
+        )
+
     def placement(self, refreshed: Iterable[int], method: str) -> Placement:
-        chosen = sorted(set(refreshed))
-        levels = self.levels(chosen)
-        if min(levels, default=0) < 0:
+        chosen = set(refreshed)
+        if not self.is_valid(chosen):
             raise ProgramError("a placement left an operation without levels")
-        sites = []
-        for i in chosen:
-            found = self.cost(i)
-            assert found is not None
-            sites.append(Site(i, found[0], found[1], levels[i]))
-        return Placement(self.program, self.usable, self.top, tuple(sites), method)
+        levels, sites = self.levels(chosen), []
+        for i in sorted(chosen):
+            kind = self.kinds[i]
+            assert kind is not None
+            sites.append(Site(i, kind, levels[i]))
+        return Placement(self.program, self.budget, self.top, tuple(sites), method)
 
 
-def minimum_cut(program: Program, usable: int, top_level: int | None = None) -> Placement:
+def minimum_cut(program: Program, budget: Budget | int, top_level: int | None = None) -> Placement:
     """Place refreshes by minimum cuts, then drop those that are not needed.
 
     Parameters
     ----------
     program
         Any.
-    usable
-        Levels after a refresh.
+    budget
+        What a refresh asks and gives; a number is the level that it gives, nothing being asked.
     top_level
-        Level of the inputs, `usable` by default.
+        Level of the inputs, that of refreshed values by default.
 
     Raises
     ------
     LevelError
-        If one operation takes more levels than there are.
+        If one operation takes more levels than there are, or no value before one that runs out of
+        levels can be refreshed.
     """
-    graph = _Graph(program, usable, usable if top_level is None else top_level)
+    graph = _Graph(program, budget, top_level)
+    found: list[Placement] = []
+    error: LevelError | None = None
+    for window in WINDOWS:
+        try:
+            refreshed = _cuts(graph, window)
+        except LevelError as e:  # an early choice left none later; another window makes others
+            error = e
+        else:
+            found.append(graph.placement(_without_idle(graph, refreshed), "minimum cut"))
+    if not found:
+        assert error is not None
+        raise error
+    return min(found, key=lambda p: p.price)
+
+
+def _cuts(graph: _Graph, window: float) -> set[int]:
+    """Cut before the first operations without levels until there are none."""
     refreshed: set[int] = set()
     while True:
         levels = graph.levels(refreshed)
         stuck = [i for i, level in enumerate(levels) if level < 0]
         if not stuck:
-            break
-        refreshed |= _cut(graph, refreshed, levels, stuck)
-    return graph.placement(_without_idle(graph, refreshed), "minimum cut")
+            return refreshed
+        cut = _cut(graph, refreshed, levels, stuck, window)
+        if not cut:
+            raise _stuck(graph, stuck[0])
+        refreshed |= cut
 
 
-def _cut(graph: _Graph, refreshed: set[int], levels: list[int], stuck: list[int]) -> set[int]:
+def _cut(
+    graph: _Graph, refreshed: set[int], levels: list[int], stuck: list[int], window: float
+) -> set[int]:
     """Return the cheapest values to refresh so that no path reaches the first stuck operations."""
-    nodes, usable = graph.program.nodes, graph.usable
+    nodes, top = graph.program.nodes, graph.budget.output_level
     out = set(stuck)
     first = {i for i in stuck if not any(j in out for j in nodes[i].inputs)}
-    # Only what precedes them since the last refresh takes part.
-    region: set[int] = set()
-    pending = [j for i in first for j in nodes[i].inputs]
-    while pending:
-        i = pending.pop()
-        if i in region or i in refreshed:
-            continue
-        region.add(i)
-        pending += nodes[i].inputs
+    need = _lacking(graph, refreshed, levels, first)
+    region = need.keys() - first
+
+    def lacking(i: int) -> list[int]:
+        """Return the operands of i that lack levels for it and what follows."""
+        wanted = need[i] + nodes[i].op.depth
+        return [j for j in nodes[i].inputs if j in region and levels[j] < wanted]
+
     network = nx.DiGraph()
     for i in sorted(region):
-        price = graph.cost(i)
-        used = usable - levels[i]
-        if price is not None and used > 0:
-            # Ciphertexts per level that was used: a late refresh is worth more than an early one.
-            network.add_edge((i, 0), (i, 1), capacity=price[0] / min(used, usable))
+        kind, used = graph.kinds[i], top - levels[i]
+        if kind is not None and used > 0 and graph.can_refresh(i, levels[i]):
+            # Per level that was used: a late refresh is worth more than an early one.
+            network.add_edge((i, 0), (i, 1), capacity=kind.price / min(used, top) ** window)
         else:
             network.add_edge((i, 0), (i, 1))  # without capacity: infinite
-        sources = [j for j in nodes[i].inputs if j in region]
+        sources = lacking(i)
         for j in sources:
             network.add_edge((j, 1), (i, 0))
         if not sources:
             network.add_edge("source", (i, 0))
     for i in sorted(first):
-        for j in nodes[i].inputs:
-            if j in region and _matters(graph, levels, i, j):
-                network.add_edge((j, 1), "sink")
-    _, (_, late) = _latest_minimum_cut(network)
+        for j in lacking(i):
+            network.add_edge((j, 1), "sink")
+    try:
+        _, (_, late) = _latest_minimum_cut(network)
+    except nx.NetworkXUnbounded:
+        raise _stuck(graph, min(first)) from None
     return {i for i in region if (i, 0) not in late and (i, 1) in late}
 
 
-def _matters(graph: _Graph, levels: list[int], i: int, j: int) -> bool:
-    """Whether operand j of i is one that lacks levels."""
-    return levels[j] - graph.program.nodes[i].op.depth < 0
+def _stuck(graph: _Graph, i: int) -> LevelError:
+    node = graph.program.nodes[i]
+    return LevelError(
+        f"{node.op.name} in stage {graph.program.stages[node.stage].name!r} runs out of levels and "
+        "no value before it can be refreshed: state how large values are with "
+        "EncryptedTensor.within, or take parameters with more levels"
+    )
+
+
+def _lacking(
+    graph: _Graph, refreshed: set[int], levels: list[int], first: set[int]
+) -> dict[int, int]:
+    """Return the values that have too few levels for the first stuck ones, and how many they need.
+
+    The stuck ones themselves with 0. What was refreshed takes no part, nor does what has enough
+    levels, and nothing before either on its account.
+    """
+    nodes = graph.program.nodes
+    need: dict[int, int] = {}
+    out: dict[int, int] = dict.fromkeys(first, 0)
+    for i in range(max(first), -1, -1):
+        if i not in first:
+            if i not in need or i in refreshed or levels[i] >= need[i]:
+                continue
+            out[i] = need[i]
+        for j in nodes[i].inputs:
+            need[j] = max(need.get(j, 0), out[i] + nodes[i].op.depth)
+    return out
 
 
 def _latest_minimum_cut(network: nx.DiGraph) -> tuple[float, tuple[set[Any], set[Any]]]:
@@ -303,30 +396,32 @@ def _latest_minimum_cut(network: nx.DiGraph) -> tuple[float, tuple[set[Any], set
 def _without_idle(graph: _Graph, refreshed: set[int]) -> set[int]:
     """Drop refreshes, the dearest first, as long as no operation runs out of levels."""
 
-    def price(i: int) -> int:
-        found = graph.cost(i)
-        return 0 if found is None else found[0]
+    def price(i: int) -> float:
+        kind = graph.kinds[i]
+        return 0.0 if kind is None else kind.price
 
     kept = set(refreshed)
     for i in sorted(refreshed, key=lambda i: (-price(i), i)):
-        if min(graph.levels(kept - {i})) >= 0:
+        if graph.is_valid(kept - {i}):
             kept.remove(i)
     return kept
 
 
-def eager(program: Program, usable: int, top_level: int | None = None) -> Placement:
-    """Refresh the operands of an operation when it runs out of levels."""
-    graph = _Graph(program, usable, usable if top_level is None else top_level)
+def eager(program: Program, budget: Budget | int, top_level: int | None = None) -> Placement:
+    """Refresh the operands of an operation when it runs out of levels.
+
+    Parameters and errors are those of `minimum_cut`.
+    """
+    graph = _Graph(program, budget, top_level)
     refreshed: set[int] = set()
+    levels = graph.levels(refreshed)
     for node in program.nodes:
-        while True:
-            levels = graph.levels(refreshed)
-            if levels[node.id] >= 0:
-                break
+        while levels[node.id] < 0:
             new = _refreshable_operands(graph, node, levels, refreshed)
             if not new:
                 raise LevelError(f"{node.op.name} cannot be given levels")
             refreshed |= new
+            levels = graph.levels(refreshed)
     return graph.placement(refreshed, "eager")
 
 
@@ -335,22 +430,23 @@ def _refreshable_operands(
 ) -> set[int]:
     """Return the values nearest before `node` that lack levels and can be refreshed."""
     new: set[int] = set()
-    pending = list(node.inputs)
+    seen: dict[int, int] = {}  # value -> levels that it was found to lack: there are many paths
+    pending = [(j, node.op.depth) for j in node.inputs]
     while pending:
-        j = pending.pop()
-        if j in refreshed or j in new:
+        j, need = pending.pop()
+        if j in refreshed or levels[j] >= need or seen.get(j, -1) >= need:
             continue
-        if levels[j] - node.op.depth >= 0:
-            continue
-        if graph.cost(j) is not None:
+        seen[j] = need
+        if graph.can_refresh(j, levels[j]):
             new.add(j)
         else:
-            pending += graph.program.nodes[j].inputs
+            before = graph.program.nodes[j]
+            pending += [(k, need + before.op.depth) for k in before.inputs]
     return new
 
 
 def exact(
-    program: Program, usable: int, top_level: int | None = None, seconds: float = 60.0
+    program: Program, budget: Budget | int, top_level: int | None = None, seconds: float = 60.0
 ) -> Placement:
     """Place the fewest bootstraps possible, by integer linear programming (SciPy's HiGHS).
 
@@ -365,24 +461,33 @@ def exact(
     except ImportError as e:
         raise ProgramError("exact placement needs SciPy: pip install scipy") from e
 
-    graph = _Graph(program, usable, usable if top_level is None else top_level)
-    nodes, n = program.nodes, len(program.nodes)
+    graph = _Graph(program, budget, top_level)
+    nodes, n, top = program.nodes, len(program.nodes), graph.budget.output_level
     # Variables: level of each value, then whether it is refreshed.
     edges = [(j, node.id) for node in nodes for j in dict.fromkeys(node.inputs)]
-    matrix = lil_matrix((len(edges), 2 * n))
-    upper = np.empty(len(edges))
+    sites = [i for i in range(n) if graph.kinds[i] is not None]
+    # What a precise refresh gives is lower than the bounds below say.
+    lower = [(j, i) for j, i in edges if graph.level_after(j) < top]
+    matrix = lil_matrix((len(edges) + len(sites) + len(lower), 2 * n))
+    upper = np.zeros(matrix.shape[0])
     for row, (j, i) in enumerate(edges):
-        # level_i + depth_i <= level_j + usable * refreshed_j, and <= usable by the bounds below
-        matrix[row, i], matrix[row, j], matrix[row, n + j] = 1, -1, -usable
+        # level_i + depth_i <= level_j + top * refreshed_j, and <= top by the bounds below
+        matrix[row, i], matrix[row, j], matrix[row, n + j] = 1, -1, -top
         upper[row] = -nodes[i].op.depth
+    for row, i in enumerate(sites, start=len(edges)):
+        matrix[row, n + i], matrix[row, i] = graph.floor(i), -1  # refreshed at its floor or above
+    for row, (j, i) in enumerate(lower, start=len(edges) + len(sites)):
+        missing = top - graph.level_after(j)
+        matrix[row, i], matrix[row, n + j] = 1, missing
+        upper[row] = max(top, graph.top) - nodes[i].op.depth
     cost = np.zeros(2 * n)
     high = np.ones(2 * n)
     for i, node in enumerate(nodes):
-        limit = graph.top if not node.inputs else usable - node.op.depth
+        limit = graph.top if not node.inputs else top - node.op.depth
         high[i] = max(limit, graph.top - node.depth)
-        price = graph.cost(i)
-        high[n + i] = 0 if price is None else 1
-        cost[n + i] = 0 if price is None else price[0]
+        kind = graph.kinds[i]
+        high[n + i] = 0 if kind is None else 1
+        cost[n + i] = 0 if kind is None else kind.price
     solution = milp(
         cost,
         constraints=LinearConstraint(matrix.tocsr(), -np.inf, upper),
@@ -428,7 +533,7 @@ def insert(placement: Placement) -> Program:
                     node = old.nodes[i]
                     over = node.shape[0] if node.shape else None
                     after = open_stage(f"{stage.name}{suffix}-refresh", over)
-                    op = Refresh(sites[i].merged)
+                    op = sites[i].kind.operation
                     place[i] = add(op, (place[i],), node.shape, node.components, after)
     new.inputs = {name: place[i] for name, i in old.inputs.items()}
     new.outputs = {name: place[i] for name, i in old.outputs.items()}

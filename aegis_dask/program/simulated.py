@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.errors import ProgramError
-from aegis_dask.program.operations import PlainMatrix, Shape, Store
+from aegis_dask.program.operations import PlainMatrix, Refresh, Shape, Store
 
 Slots = NDArray[np.complex128]
 
@@ -28,22 +28,31 @@ class Simulated:
         -log2 of the standard deviation of the error of an operation; none by default.
     seed
         Of the errors.
+    refresh_bits
+        The same of the error of a refresh; that of an operation by default.
 
     Attributes
     ----------
     largest
-        Largest input of a Chebyshev polynomial so far: above 1 the result is meaningless.
+        Largest input of a Chebyshev polynomial so far, or value relative to its stated bound: above
+        1 the result is meaningless.
     """
 
-    def __init__(self, noise_bits: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, noise_bits: float | None = None, seed: int = 0, refresh_bits: float | None = None
+    ) -> None:
         self.sigma = None if noise_bits is None else 2.0**-noise_bits
+        self.refresh_sigma = self.sigma if refresh_bits is None else 2.0**-refresh_bits
         self.random = np.random.default_rng(seed)
         self.largest = 0.0
 
     def _noisy(self, x: Slots) -> Slots:
-        if self.sigma is None:
+        return self._with_error(x, self.sigma)
+
+    def _with_error(self, x: Slots, sigma: float | None) -> Slots:
+        if sigma is None:
             return x
-        error = self.random.standard_normal((*x.shape, 2)) * self.sigma
+        error = self.random.standard_normal((*x.shape, 2)) * sigma
         noisy: Slots = x + (error[..., 0] + 1j * error[..., 1])
         return noisy
 
@@ -175,3 +184,17 @@ class Simulated:
         self.largest = max(self.largest, float(np.max(np.abs(x.real))))
         value: Any = np.polynomial.chebyshev.chebval(x, coefficients)
         return self._noisy(value)
+
+    def within(self, x: Slots, bound: float) -> Slots:
+        """Return x, and note how far it is within the bound."""
+        largest = max(float(np.max(np.abs(x.real))), float(np.max(np.abs(x.imag))))
+        self.largest = max(self.largest, largest / bound)
+        return x
+
+    def refresh(self, x: Slots, how: Refresh) -> Slots:
+        """Return x, with the error of a refresh."""
+        kept = x.real.astype(np.complex128) if how.real or how.merged else x
+        sigma = self.refresh_sigma
+        error = None if sigma is None else sigma * (1 << how.shrink)
+        noisy = self._with_error(kept, error)
+        return noisy.real.astype(np.complex128) if how.real or how.merged else noisy

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.polynomial import evaluate_chebyshev
 from aegis_dask.errors import LevelError, ProgramError
@@ -27,6 +28,7 @@ from aegis_dask.program.operations import (
     MultiplyPlain,
     Operation,
     PlainMatrix,
+    Refresh,
     Shape,
     Store,
 )
@@ -38,6 +40,8 @@ MAC_SECONDS = 1.4e-10
 """One thread, per modular multiply-accumulate in a GEMM or contraction."""
 POINT_SECONDS = 5e-10
 """One thread, per point of an element-wise operation on data in memory."""
+BOOTSTRAP_TRANSFORMS = 345
+"""What a bootstrap takes, in transforms of all limbs over QP (docs/bootstrapping.md)."""
 
 COUNTED = (
     "rotations",
@@ -47,7 +51,7 @@ COUNTED = (
     "relinearisations",
     "rescales",
     "key_switches",
-    "refreshes",
+    "bootstraps",
 )
 
 
@@ -93,8 +97,10 @@ class Cost:
 class Symbolic:
     """Arithmetic on `Symbol`: adds to `cost`."""
 
-    def __init__(self, params: Parameters) -> None:
-        self.params = params
+    def __init__(
+        self, params: Parameters, bootstrapping: BootstrappingParameters | None = None
+    ) -> None:
+        self.params, self.bootstrapping = params, bootstrapping
         self.cost = Cost()
         self.rotation_levels: dict[int, int] = {}
         self.conjugation_level = -1
@@ -324,6 +330,32 @@ class Symbolic:
         self.conjugation_level = max(self.conjugation_level, x.level)
         return x
 
+    # -- refreshing --------------------------------------------------------------------------
+
+    def within(self, x: Symbol, bound: float) -> Symbol:
+        """Count nothing."""
+        return x
+
+    def refresh(self, x: Symbol, how: Refresh) -> Symbol:
+        """Count bootstraps."""
+        if self.bootstrapping is None:
+            raise LevelError(
+                f"the program refreshes ciphertexts, and {self.params.name} has no levels for "
+                "bootstrapping; choose BootstrappingParameters"
+            )
+        floor = self.bootstrapping.input_level + (how.shrink > 0)
+        if x.level < floor:
+            raise LevelError(
+                f"{x.count} ciphertexts at level {x.level} cannot be refreshed: that takes level "
+                f"{floor} or above with {self.params.name}; place refreshes for its levels"
+            )
+        count = x.count // 2 if how.merged else x.count
+        self.note("bootstraps", count * how.iterations)
+        limbs = len(self.params.extended_limbs(self.params.max_level))
+        seconds = BOOTSTRAP_TRANSFORMS * limbs * self._ntt
+        self.cost.seconds += count * seconds * how.price
+        return Symbol(x.shape, self.bootstrapping.output_level - (how.iterations > 1))
+
     def _need(self, level: int, levels: int) -> None:
         if level < levels:
             raise LevelError(
@@ -388,7 +420,10 @@ def _chebyshev_cost(
 
 @dataclass(frozen=True, eq=False)
 class RequiredKeys:
-    """Evaluation keys of a program, each with the highest level at which it is used."""
+    """Evaluation keys of a program, each with the highest level at which it is used.
+
+    Those of bootstrapping are not among them.
+    """
 
     rotations: dict[int, int]
     conjugation: int | None
@@ -408,7 +443,7 @@ class Analysis:
     Attributes
     ----------
     program, params, top_level
-        The program, with what parameters, and the level of its inputs.
+        The program, with what parameters of the scheme, and the level of its inputs.
     levels
         Level of every node's value.
     node_cost
@@ -416,9 +451,9 @@ class Analysis:
     node_bytes
         Size of every node's value.
     keys
-        Evaluation keys that it needs.
-    refreshed
-        Nodes whose values are refreshed before further use (see `analyse`).
+        Evaluation keys that it needs, without those of bootstrapping.
+    bootstrapping
+        Parameters of bootstrapping, if the program refreshes.
     """
 
     program: Program
@@ -428,7 +463,7 @@ class Analysis:
     node_cost: list[Cost]
     node_bytes: list[int]
     keys: RequiredKeys
-    refreshed: tuple[int, ...] = ()
+    bootstrapping: BootstrappingParameters | None = None
 
     @property
     def total(self) -> Cost:
@@ -460,66 +495,64 @@ class Analysis:
 
 
 def analyse(
-    program: Program, params: Parameters, top_level: int | None = None, refresh: bool = False
+    program: Program,
+    params: Parameters | BootstrappingParameters,
+    top_level: int | None = None,
 ) -> Analysis:
     """Count a program.
 
     Parameters
     ----------
     program, params
-        Their slots must agree.
+        Their slots must agree. A program that refreshes takes parameters with bootstrapping.
     top_level
-        Level of the inputs, and of refreshed values: by default just what the program needs.
-    refresh
-        Count a program that takes more levels than there are. An operation that needs more levels
-        than an operand has left refreshes it first, back to `top_level`, for itself and all later
-        ones. Refreshes are counted but neither priced nor placed well: every value gets as far as
-        it can.
+        Level of the inputs: by default just what the program needs, or that of refreshed values if
+        it refreshes.
 
     Raises
     ------
     ProgramError
         If the slots differ.
     LevelError
-        If the parameters have too few levels, or with `refresh` too few for one operation.
+        If the parameters have too few levels, or none for bootstrapping where that is needed.
     """
-    if program.slots != params.slots:
+    bootstrapping = params if isinstance(params, BootstrappingParameters) else None
+    scheme = params.params if isinstance(params, BootstrappingParameters) else params
+    if program.slots != scheme.slots:
         raise ProgramError(
-            f"the program is for {program.slots} slots, {params.name} has {params.slots}"
+            f"the program is for {program.slots} slots, {scheme.name} has {scheme.slots}"
         )
+    refreshes = any(isinstance(node.op, Refresh) for node in program.nodes)
     if top_level is None:
-        top_level = min(program.depth, params.max_level) if refresh else program.depth
-    if top_level > params.max_level or (program.depth > top_level and not refresh):
+        top_level = program.depth
+        if refreshes and bootstrapping is not None:
+            top_level = bootstrapping.output_level
+    if top_level > scheme.max_level or (program.depth > top_level and not refreshes):
         raise LevelError(
             f"the program takes {program.depth} levels; inputs at level {top_level} were asked "
-            f"for and {params.name} has {params.max_level}. Choose parameters with more levels"
+            f"for and {scheme.name} has {scheme.max_level}. Choose parameters with more levels"
         )
-    e = Symbolic(params)
+    e = Symbolic(scheme, bootstrapping)
     values: list[Symbol] = []
     costs: list[Cost] = []
-    refreshed: dict[int, Symbol] = {}
     for node in program.nodes:
         e.cost = Cost()
         op: Operation = node.op
         if isinstance(op, Input):
             values.append(Symbol(op.size, top_level))
         else:
-            needed = op.depth + (node.components == 3)  # a relinearisation will follow
-            for i in node.inputs:
-                if refreshed.get(i, values[i]).level < needed <= top_level and refresh:
-                    refreshed[i] = Symbol(values[i].shape, top_level)
-                    e.note("refreshes", values[i].count)
-            values.append(_infer(op, e, [refreshed.get(i, values[i]) for i in node.inputs]))
+            values.append(_infer(op, e, [values[i] for i in node.inputs]))
         costs.append(e.cost)
-    limb_bytes = 4 * params.ring_degree
-    sizes = [v.count * v.components * len(params.window(v.level)) * limb_bytes for v in values]
+    limb_bytes = 4 * scheme.ring_degree
+    sizes = [v.count * v.components * len(scheme.window(v.level)) * limb_bytes for v in values]
     keys = RequiredKeys(
         dict(sorted(e.rotation_levels.items())),
         None if e.conjugation_level < 0 else e.conjugation_level,
         None if e.product_level < 0 else e.product_level,
     )
     levels = [v.level for v in values]
-    return Analysis(program, params, top_level, levels, costs, sizes, keys, tuple(refreshed))
+    found = bootstrapping if refreshes else None
+    return Analysis(program, scheme, top_level, levels, costs, sizes, keys, found)
 
 
 def _infer(op: Operation, e: Any, inputs: list[Symbol]) -> Symbol:

@@ -11,6 +11,8 @@ import threading
 import weakref
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -27,14 +29,27 @@ SLACK = 4
 _pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()
 
 
-def keep_at_least(size: int) -> None:
-    """Let the pools that exist keep at least `size` bytes each.
+@contextmanager
+def keeping(size: int) -> Iterator[None]:
+    """Let the pools keep at least `size` bytes each meanwhile.
 
     For work that goes through so much memory at a time that the usual bound would give it back to
     the system and take it again, over and over.
     """
-    for pool in _pools:
-        pool.limit = max(pool.limit, size)
+    pools = list(_pools)
+    for pool in pools:
+        pool.keep(size)
+    try:
+        yield
+    finally:
+        for pool in pools:
+            pool.keep(-size)
+
+
+def release() -> None:
+    """Give what the pools keep back to the system: for a process that has done its work."""
+    for pool in list(_pools):
+        pool.clear()
 
 
 class _Block:
@@ -59,15 +74,37 @@ class _Block:
 
 
 class BufferPool:
-    """Keeps up to `limit` bytes of freed buffers; safe to use from several threads."""
+    """Keeps up to `limit` bytes of freed buffers; safe to use from several threads.
+
+    Parameters
+    ----------
+    limit
+        The usual limit.
+    """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.usual = limit
+        self._wanted: list[int] = []
         _pools.add(self)
         self.held = 0
         self._free: OrderedDict[int, list[NDArray[np.uint8]]] = OrderedDict()  # recent use last
         self._sizes: list[int] = []  # of _free, sorted
         self._lock = threading.RLock()  # a finalizer may run inside `empty`
+
+    @property
+    def limit(self) -> int:
+        """Bytes that it keeps: the usual, or the most that anyone wants meanwhile."""
+        return max(self.usual, *self._wanted, 0)
+
+    def keep(self, size: int) -> None:
+        """Raise the limit to `size`, or end that if `size` is negative."""
+        with self._lock:
+            if size >= 0:
+                self._wanted.append(size)
+                return
+            self._wanted.remove(-size)
+            while self.held > self.limit:
+                self._take(next(iter(self._free)), keep_place=True)
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint32]:
         """Return an uninitialised, aligned uint32 array."""

@@ -17,6 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
+from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
+from aegis_dask.ckks.bootstrapping.mapped import (
+    open_expanded_bootstrapping,
+    save_expanded_bootstrapping,
+)
+from aegis_dask.ckks.bootstrapping.parameters import BootstrappingLiteral, BootstrappingParameters
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.mapped import open_expanded, save_expanded
@@ -60,15 +67,22 @@ class Context:
     Attributes
     ----------
     params, keys
-        None where nothing is encrypted.
+        None where nothing is encrypted. Keys may include those of bootstrapping.
     store
         Weights by name.
+    bootstrapping
+        Parameters of bootstrapping, if there are keys for it.
     """
 
     params: Parameters | None = None
-    keys: EvaluationKeys | None = None
+    keys: EvaluationKeys | BootstrappingKeys | None = None
     store: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    bootstrapping: BootstrappingParameters | None = field(default=None, init=False)
     _encrypted: Encrypted | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keys, BootstrappingKeys):
+            self.bootstrapping = self.keys.params
 
     def interpreter(self, kind: str | InterpreterFactory) -> Any:
         """Return an interpreter.
@@ -98,8 +112,11 @@ class Context:
                 "Executor.prepare first"
             )
         if self._encrypted is None:
-            keys = self.keys or EvaluationKeys(self.params)
-            self._encrypted = Encrypted(Evaluator(self.params, keys))
+            keys, bootstrapper = self.keys or EvaluationKeys(self.params), None
+            if isinstance(keys, BootstrappingKeys):
+                bootstrapper = Bootstrapper(keys.params, keys)
+                keys = keys.evaluation
+            self._encrypted = Encrypted(Evaluator(self.params, keys), bootstrapper)
         return self._encrypted
 
 
@@ -108,6 +125,8 @@ def warm_up(context: Context) -> None:
     params, keys = context.params, context.keys
     if params is None or keys is None or params.max_level < 1:
         return
+    if isinstance(keys, BootstrappingKeys):
+        keys = keys.evaluation
     evaluator = context.interpreter("encrypted").evaluator
     shape = (1, 2, len(params.limbs(1)), params.ring_degree)
     x = Ciphertext(params, np.zeros(shape, np.uint32), 1, params.scales[1])
@@ -122,12 +141,16 @@ def warm_up(context: Context) -> None:
 def write_context(context: Context, directory: Path) -> None:
     """Write a context into an empty directory."""
     directory.mkdir(mode=0o700)
-    index: dict[str, Any] = {"params": None, "keys": False, "weights": {}}
+    index: dict[str, Any] = {"params": None, "bootstrapping": None, "keys": False, "weights": {}}
     if context.params is not None:
         index["params"] = asdict(context.params.literal)
-    if context.keys is not None:
+    if context.bootstrapping is not None:
+        index["bootstrapping"] = asdict(context.bootstrapping.literal)
+    if isinstance(context.keys, BootstrappingKeys):
+        save_expanded_bootstrapping(context.keys, directory / "keys")
+    elif context.keys is not None:
         save_expanded(context.keys, directory / "keys")
-        index["keys"] = True
+    index["keys"] = context.keys is not None
     for i, (name, array) in enumerate(context.store.items()):
         file = f"weight-{i:05d}.npy"
         np.save(directory / file, np.ascontiguousarray(array), allow_pickle=False)
@@ -138,15 +161,24 @@ def write_context(context: Context, directory: Path) -> None:
 def read_context(directory: Path) -> Context:
     """Return the context in a directory, its large arrays as maps of the files."""
     index = json.loads((directory / "index.json").read_text())
-    params = keys = None
-    if index["params"] is not None:
-        fields = {**index["params"], "level_bits": tuple(index["params"]["level_bits"])}
-        with warnings.catch_warnings():  # the client has been warned
-            warnings.simplefilter("ignore", InsecureParametersWarning)
-            params = Parameters.from_literal(ParametersLiteral(**fields))
-    if index["keys"] and params is not None:
-        keys = open_expanded(directory / "keys", params)
+    params = None
+    keys: EvaluationKeys | BootstrappingKeys | None = None
+    with warnings.catch_warnings():  # the client has been warned
+        warnings.simplefilter("ignore", InsecureParametersWarning)
+        if index["bootstrapping"] is not None:
+            literal = BootstrappingLiteral(**_with_tuples(index["bootstrapping"]))
+            bootstrapping = BootstrappingParameters.from_literal(literal)
+            params = bootstrapping.params
+            keys = open_expanded_bootstrapping(directory / "keys", bootstrapping)
+        elif index["params"] is not None:
+            params = Parameters.from_literal(ParametersLiteral(**_with_tuples(index["params"])))
+            keys = open_expanded(directory / "keys", params) if index["keys"] else None
     return Context(params, keys, Weights(directory, index["weights"]))
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a literal as they were before JSON made lists of its tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def files_of(directory: Path) -> list[Path]:

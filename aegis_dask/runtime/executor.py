@@ -15,6 +15,7 @@ import cloudpickle
 from distributed import Client
 from numpy.typing import NDArray
 
+from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
@@ -229,7 +230,7 @@ class Executor:
     def prepare(
         self,
         params: Parameters | None = None,
-        keys: EvaluationKeys | None = None,
+        keys: EvaluationKeys | BootstrappingKeys | None = None,
         store: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """Give the workers what they need, once for any number of runs.
@@ -239,7 +240,8 @@ class Executor:
         params
             Parameters, unless nothing is encrypted.
         keys
-            Evaluation keys. The secret key stays here.
+            Evaluation keys, with those of bootstrapping for programs that refresh. The secret key
+            stays here.
         store
             Weights by name.
 
@@ -249,7 +251,7 @@ class Executor:
             If workers are missing, or files cannot be brought to them.
         """
         if keys is not None and params is None:
-            params = keys.params
+            params = keys.evaluation.params if isinstance(keys, BootstrappingKeys) else keys.params
         old, self._name = self._name, uuid.uuid4().hex[:12]
         self._context = Context(params, keys, dict(store or {}))
         self._opened = set()
@@ -259,6 +261,7 @@ class Executor:
         else:
             directory = self._hosts.root / self._name
             contexts.write_context(self._context, directory)
+            self._context.keys = None  # the workers have them in files
             files = contexts.files_of(directory)
             for file in files:
                 self._hosts.publish(Path(self._name) / file)
@@ -340,7 +343,7 @@ class Executor:
         if params is None or program.slots != params.slots:
             return None
         try:
-            return analyse(program, params, top_level)
+            return analyse(program, self._context.bootstrapping or params, top_level)
         except LevelError:
             if interpreter == "encrypted":
                 raise

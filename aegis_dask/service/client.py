@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.ckks.encryptor import Decryptor, Encryptor
-from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
+from aegis_dask.ckks.keys import KeyGenerator, SecretKey
 from aegis_dask.ckks.serialization import load_secret_key, save, save_secret_key
 from aegis_dask.errors import ProgramError
 from aegis_dask.models.checkpoint import BertModel
@@ -20,6 +20,7 @@ from aegis_dask.models.graphs import Graph
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.service.files import make_directory, read_json, reading, write_json, writing
 from aegis_dask.service.job import Job, read_job
+from aegis_dask.service.keys import AnyKeys, make_keys
 from aegis_dask.service.messages import Message
 
 Float = NDArray[np.float64]
@@ -46,16 +47,9 @@ class Client:
         """Make a secret key."""
         return cls(job, KeyGenerator(job.analysis.params).secret_key())
 
-    def evaluation_keys(self) -> EvaluationKeys:
+    def evaluation_keys(self) -> AnyKeys:
         """Make the evaluation keys that the job uses, each for the levels at which it does."""
-        keys = self.job.analysis.keys
-        return KeyGenerator(self.job.analysis.params).evaluation_keys(
-            self._secret_key,
-            rotations=keys.rotations,
-            conjugation=keys.conjugation is not None,
-            relinearisation=keys.relinearisation is not None,
-            level=max(keys.conjugation or 0, keys.relinearisation or 0),
-        )
+        return make_keys(self.job.analysis, self.job.keys, self._secret_key)
 
     def encrypt(self, x: Float) -> CipherArray:
         """Encrypt hidden states ``[length, features]`` at the level that the program needs.
@@ -145,7 +139,7 @@ class Client:
         with reading(directory / SECRET):
             return cls(job, load_secret_key(directory / SECRET, job.analysis.params))
 
-    def save_bundle(self, directory: Path) -> EvaluationKeys:
+    def save_bundle(self, directory: Path) -> AnyKeys:
         """Write into a new directory what the server gets: the job and the evaluation keys.
 
         Raises

@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 
 from aegis_dask.circuits.encoder import EncoderLayer
 from aegis_dask.circuits.packing import Layout, Packing
+from aegis_dask.ckks.bootstrapping.parameters import (
+    BOOTSTRAPPING_PRESETS,
+    BootstrappingLiteral,
+    BootstrappingParameters,
+)
 from aegis_dask.ckks.parameters import (
     MAX_LOG_N,
     MIN_LOG_N,
@@ -25,7 +30,7 @@ from aegis_dask.ckks.parameters import (
     Parameters,
     ParametersLiteral,
 )
-from aegis_dask.errors import AegisError, ParameterError, ProgramError, TextError
+from aegis_dask.errors import AegisError, LevelError, ParameterError, ProgramError, TextError
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.graphs import Graph
@@ -33,8 +38,10 @@ from aegis_dask.models.programs import INPUT, OUTPUT, bert_program, encoder_laye
 from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.parameters import parameters_for
+from aegis_dask.program.refresh import Budget, Placement, insert, minimum_cut
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import Analysis, analyse
+from aegis_dask.service.keys import KeyList, list_keys
 
 Float = NDArray[np.float64]
 
@@ -56,9 +63,14 @@ class Job:
     layers
         What the graph is given.
     program
-        The captured program, for texts of just that length.
+        The captured program, for texts of just that length, with its refreshes.
     params
         Parameters with enough levels; None for a simulated run.
+    bootstrapping
+        Parameters with bootstrapping (`params` are those of their scheme); None if the levels
+        suffice without.
+    placement
+        Where it refreshes; None without bootstrapping.
     """
 
     model: BertModel
@@ -68,6 +80,8 @@ class Job:
     layers: list[EncoderLayer]
     program: Program
     params: Parameters | None
+    bootstrapping: BootstrappingParameters | None = None
+    placement: Placement | None = None
 
     @property
     def layout(self) -> Layout:
@@ -85,7 +99,7 @@ class Job:
         LevelError
             If the parameters have too few levels.
         """
-        return analyse(self.program, self._params)
+        return analyse(self.program, self.bootstrapping or self._params)
 
     @property
     def _params(self) -> Parameters:
@@ -93,14 +107,10 @@ class Job:
             raise ParameterError("this job is for simulation only: it has no parameters")
         return self.params
 
-    @property
-    def key_bytes(self) -> int:
-        """Size in memory of the evaluation keys."""
-        params, keys = self._params, self.analysis.keys
-        other = max(keys.conjugation or 0, keys.relinearisation or 0)
-        count = keys.count - len(keys.rotations)
-        rotations = sum(params.key_bytes(level) for level in keys.rotations.values())
-        return rotations + count * params.key_bytes(other)
+    @cached_property
+    def keys(self) -> KeyList:
+        """Evaluation keys, those of bootstrapping included."""
+        return list_keys(self.analysis)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +123,7 @@ class Job:
             "tokens": self.packing.tokens,
             "slots": self.packing.slots,
             "parameters": self.params.fingerprint if self.params else None,
+            "bootstrapping": asdict(self.bootstrapping.literal) if self.bootstrapping else None,
             "ranges": [layer.ranges.to_dict() for layer in self.layers],
             "program": [
                 (node.op.name, _settings(node.op), node.inputs, node.shape, node.depth)
@@ -169,7 +180,8 @@ class Job:
             )
         packing = replace(self.packing, length=length)
         program = _capture(self.graph, self.model, self.layers, packing)
-        return replace(self, packing=packing, program=program)
+        job = replace(self, packing=packing, program=program, placement=None)
+        return job if self.bootstrapping is None else _refreshed(job, self.bootstrapping)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a server needs to build the job, beside model and graph."""
@@ -179,6 +191,7 @@ class Job:
             "weights": self.model.sha256,
             "tokens": self.packing.tokens,
             "parameters": asdict(self._params.literal),
+            "bootstrapping": asdict(self.bootstrapping.literal) if self.bootstrapping else None,
             "calibration": self.calibration.to_dict(),
             "fingerprint": self.fingerprint,
         }
@@ -236,7 +249,7 @@ def make_job(
     scale_bits: int = 40,
     allow_insecure: bool = False,
     encrypted: bool = True,
-    params: Parameters | None = None,
+    params: Parameters | BootstrappingParameters | None = None,
     tokens: int | None = None,
 ) -> Job:
     """Build a job.
@@ -249,7 +262,8 @@ def make_job(
         Tokens of the text.
     slots
         Slots of a ciphertext. By default those of the smallest ring whose 128-bit secure parameters
-        have enough levels; if insecure ones are allowed, of the smallest that holds the tokens.
+        have enough levels, or else can bootstrap; if insecure ones are allowed, of the smallest
+        that holds the tokens.
     scale_bits
         log2 of the scale: 35, 40 or 45.
     allow_insecure
@@ -286,6 +300,8 @@ def make_job(
         program = _capture(graph, model, layers, packing)
         return Job(model, calibration, graph, packing, layers, program, chosen)
 
+    if isinstance(params, BootstrappingParameters):
+        return _refreshed(job(params.params.slots, params.params), params)
     if params is not None:
         return job(params.slots, params)
     smallest = slots or choose_slots(positions, model.config.heads)
@@ -300,7 +316,43 @@ def make_job(
             return job(size, parameters_for(depth, size, scale_bits))
         except ParameterError:
             continue
-    raise ParameterError(_no_parameters(graph, depth, smallest, scale_bits))
+    found = []
+    for preset in secure_bootstrapping(scale_bits, smallest):
+        try:
+            found.append(_refreshed(job(preset.params.slots, preset.params), preset))
+        except LevelError:  # too few levels for one operation, or nothing that can be refreshed
+            continue
+    if not found:
+        raise ParameterError(_no_parameters(graph, depth, smallest, scale_bits))
+    return min(found, key=lambda j: j.analysis.total.seconds)
+
+
+def secure_bootstrapping(scale_bits: int, slots: int) -> list[BootstrappingParameters]:
+    """Return 128-bit secure parameters with bootstrapping, of a scale and with enough slots."""
+    return [
+        BootstrappingParameters.preset(p.name)
+        for p in BOOTSTRAPPING_PRESETS.values()
+        if not p.insecure and p.scale_bits == scale_bits and 1 << (p.log_n - 1) >= slots
+    ]
+
+
+def budget_of(params: BootstrappingParameters) -> Budget:
+    """Return what a refresh asks and gives."""
+    literal = params.literal
+    errors = tuple(2.0**-bits for bits in literal.precision_bits)
+    return Budget(params.output_level, params.input_level, literal.max_magnitude, errors)
+
+
+def _refreshed(job: Job, params: BootstrappingParameters) -> Job:
+    """Return a job with refreshes in its program."""
+    placement = minimum_cut(job.program, budget_of(params))
+    return replace(
+        job,
+        program=insert(placement),
+        bootstrapping=params,
+        placement=placement,
+        params=params.params,
+    )
 
 
 def _capture(
@@ -329,9 +381,9 @@ def _no_parameters(graph: Graph, depth: int, slots: int, scale_bits: int) -> str
     have = f"have at most {most}" if most else f"do not exist (scales are 2^b for b in {known})"
     return (
         f"graph {graph.name} takes {depth} levels, and 128-bit secure parameters with "
-        f"{slots} slots or more and scale 2^{scale_bits} {have}; it needs bootstrapping, which is "
-        "not there yet. To try it on data that need no protection, allow insecure parameters "
-        "(--insecure)"
+        f"{slots} slots or more and scale 2^{scale_bits} {have}, nor can those with bootstrapping "
+        "run it. Take another scale, or, to try it on data that need no protection, allow insecure "
+        "parameters (--insecure)"
     )
 
 
@@ -340,6 +392,25 @@ def _powers(low: int, high: int) -> list[int]:
     while out[-1] < high:
         out.append(2 * out[-1])
     return out
+
+
+def _read_parameters(data: Mapping[str, Any]) -> Parameters | BootstrappingParameters:
+    """Return the parameters in the data of a job."""
+    scheme = data["parameters"]
+    literal = ParametersLiteral(**{**scheme, "level_bits": _integers(scheme["level_bits"])})
+    refreshing = data["bootstrapping"]
+    if refreshing is None:
+        return Parameters.from_literal(literal)
+    tuples: dict[str, Any] = {k: _integers(refreshing[k]) for k in ("sine_bits", "coeffs_to_slots")}
+    tuples |= {"precision_bits": tuple(float(b) for b in refreshing["precision_bits"])}
+    params = BootstrappingParameters.from_literal(BootstrappingLiteral(**{**refreshing, **tuples}))
+    if params.params.literal != literal:
+        raise ValueError("the parameters of the scheme and of bootstrapping differ")
+    return params
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
 
 
 def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
@@ -351,9 +422,7 @@ def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
         If it is malformed, or the result differs from what it describes.
     """
     try:
-        literal = {**data["parameters"]}
-        literal["level_bits"] = tuple(int(b) for b in literal["level_bits"])
-        params = Parameters.from_literal(ParametersLiteral(**literal))
+        params = _read_parameters(data)
         calibration = Calibration.from_dict(data["calibration"])
         tokens, expected = int(data["tokens"]), str(data["fingerprint"])
         name = str(data["graph"])

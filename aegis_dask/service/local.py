@@ -15,11 +15,13 @@ import numpy as np
 from distributed import system
 from numpy.typing import NDArray
 
+from aegis_dask.ckks.bootstrapping.bootstrapper import working_bytes as bootstrapping_bytes
 from aegis_dask.ckks.precision import PrecisionStats, precision_stats
 from aegis_dask.errors import ClusterError, ParameterError, RangeError
 from aegis_dask.models.calibration import check_inside
 from aegis_dask.models.programs import INPUT, OUTPUT
 from aegis_dask.models.text import embed
+from aegis_dask.ring.memory import release
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result
@@ -149,10 +151,14 @@ def check_memory(job: Job, workers: int = 1) -> None:
     ParameterError
         If they do not fit.
     """
-    keys, values = job.key_bytes, int(workers * TEMPORARIES * job.analysis.working_bytes)
+    analysis = job.analysis
+    each = TEMPORARIES * analysis.working_bytes
+    if analysis.bootstrapping is not None:
+        each = max(each, bootstrapping_bytes(analysis.bootstrapping))
+    keys, values = job.keys.nbytes, int(workers * each)
     if keys + values > system.MEMORY_LIMIT:
         raise ParameterError(
-            f"{job.analysis.keys.count} evaluation keys take {format_bytes(keys)} and ciphertexts "
+            f"{job.keys.count} evaluation keys take {format_bytes(keys)} and ciphertexts "
             f"{format_bytes(values)} on {workers} worker{'s' * (workers > 1)}, this machine has "
             f"{format_bytes(system.MEMORY_LIMIT)} of memory; use a larger machine, fewer workers, "
             "or --insecure to try a small ring on data that need no protection"
@@ -197,8 +203,9 @@ def run_encrypted(prepared: Prepared, executor: Executor, watch: Watch) -> Outco
         x = client.encrypt(prepared.x)
     with watch.step("Giving keys and weights to the workers"), _timed(seconds, "preparation"):
         server = Server(job, keys, executor)
-        size, count = keys.nbytes, job.analysis.keys.count
+        size, count = keys.nbytes, job.keys.count
         del keys  # the workers have them in files
+        release()
     with watch.bar("evaluating") as progress, _timed(seconds, "evaluation"):
         result = server.evaluate(x, len(prepared.x), progress)
     with watch.step("Decrypting"), _timed(seconds, "decryption"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.serialization import load
 from aegis_dask.models.checkpoint import BertModel
@@ -16,6 +17,7 @@ from aegis_dask.runtime.result import Result
 from aegis_dask.service.client import JOB, KEYS
 from aegis_dask.service.files import check_new, read_json, reading
 from aegis_dask.service.job import Job, read_job
+from aegis_dask.service.keys import AnyKeys
 from aegis_dask.service.messages import Message
 
 
@@ -32,7 +34,7 @@ class Server:
         A cluster; it is given keys and weights.
     """
 
-    def __init__(self, job: Job, keys: EvaluationKeys, executor: Executor) -> None:
+    def __init__(self, job: Job, keys: AnyKeys, executor: Executor) -> None:
         self.job, self.executor = job, executor
         executor.prepare(job.params, keys, job.model.tensors())
 
@@ -83,8 +85,10 @@ class Server:
         return result
 
 
-def read_bundle(bundle: Path, model: BertModel, graph: Graph) -> tuple[Job, EvaluationKeys]:
+def read_bundle(bundle: Path, model: BertModel, graph: Graph) -> tuple[Job, AnyKeys]:
     """Return job and evaluation keys of a bundle (see `Server.open`)."""
     job = read_job(read_json(bundle / JOB), model, graph)
     with reading(bundle / KEYS):
+        if job.bootstrapping is not None:
+            return job, load(bundle / KEYS, job.bootstrapping, expect=BootstrappingKeys)
         return job, load(bundle / KEYS, job.params, expect=EvaluationKeys)

@@ -10,6 +10,7 @@ from typing import Any
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
+from aegis_dask.program.refresh import Placement
 from aegis_dask.runtime.result import Operator, Result
 from aegis_dask.runtime.transfers import CLIENT
 from aegis_dask.service.job import Job
@@ -17,17 +18,23 @@ from aegis_dask.service.local import Outcome
 
 # Pattern of a stage's name without its layer -> operator. The first that matches counts.
 OPERATORS = (
-    (r"(.*/)?(mean-sum|mean|centre)$", "LayerNorm: centring"),
-    (r"attention-rotate$|(.*/)?rotate$", "rotations before linear layers"),
-    (r"attention(-\d+)?/(query|key|value)$", "attention: query, key, value"),
-    (r"attention(-\d+)?/distance", "attention: fixed distances"),
-    (r"attention(-\d+)?/group-\d+$", "attention: scores, exp, weighted values"),
-    (r"attention(-\d+)?/(denominator|numerator|divide)$|attention-heads$", "attention: division"),
-    (r"output/", "attention: output projection"),
-    (r"norm\d/", "LayerNorm: variance, root, scale"),
-    (r"feed-forward/gelu$", "feed-forward: up, GELU"),
-    (r"feed-forward/", "feed-forward: down"),
+    (r".*-refresh", "bootstrapping"),
+    (r"(.*/)?(mean-sum|mean|centre)", "LayerNorm: centring"),
+    (r"attention-rotate|(.*/)?rotate", "rotations before linear layers"),
+    (r"attention(-\d+)?/(query|key|value)", "attention: query, key, value"),
+    (
+        r"attention(-\d+)?/(query|key|value)-(lanes|turned|copies|steps)",
+        "attention: rotations of query, key, value",
+    ),
+    (r"attention(-\d+)?/distance.*", "attention: fixed distances"),
+    (r"attention(-\d+)?/group-\d+", "attention: scores, exp, weighted values"),
+    (r"attention(-\d+)?/(denominator|numerator|divide)|attention-heads", "attention: division"),
+    (r"output/.*", "attention: output projection"),
+    (r"norm\d/.*", "LayerNorm: variance, root, scale"),
+    (r"feed-forward/gelu", "feed-forward: up, GELU"),
+    (r"feed-forward/.*", "feed-forward: down"),
 )
+LAYER = re.compile(r"(layer\d+)/(.*)")
 
 
 def group_stages(result: Result) -> dict[str, Operator]:
@@ -43,11 +50,18 @@ def group_stages(result: Result) -> dict[str, Operator]:
 
 def operator_of(stage: str) -> str:
     """Return the operator that a stage is a part of; without numbers for stages of other graphs."""
-    name = re.sub(r"^layer\d+/", "", stage)
+    layer = LAYER.fullmatch(stage)
+    name = layer[2] if layer else stage
     for pattern, operator in OPERATORS:
-        if re.match(pattern, name):
+        if re.fullmatch(rf"({pattern})(-\d+)?", name):  # a refresh within cuts a stage: x, x-2, ..
             return operator
-    return re.sub(r"-?\d+$", "", name)
+    return re.sub(r"(-?\d+)+$", "", name)
+
+
+def layer_of(stage: str) -> str:
+    """Return the layer that a stage belongs to, empty if to none."""
+    layer = LAYER.fullmatch(stage)
+    return layer[1] if layer else ""
 
 
 def describe_parameters(params: Parameters) -> dict[str, Any]:
@@ -75,7 +89,20 @@ def describe_job(job: Job, length: int) -> dict[str, Any]:
     }
     if job.params is not None:
         out["parameters"] = describe_parameters(job.params)
+        out["bootstrapping"] = None if job.placement is None else _describe_placement(job.placement)
     return out
+
+
+def _describe_placement(placement: Placement) -> dict[str, Any]:
+    """Return JSON-ready figures of where a program refreshes."""
+    budget = placement.budget
+    return {
+        "bootstraps": placement.bootstraps,
+        "sites": len(placement.sites),
+        "input_level": budget.input_level,
+        "output_level": budget.output_level,
+        "usable_levels": budget.output_level - budget.input_level,
+    }
 
 
 def describe_precision(stats: PrecisionStats) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.circuits.ranges import (
+    MAGNITUDES,
     TOKEN_CLASSES,
     AttentionRanges,
     LayerRanges,
@@ -90,4 +91,4 @@ class Attention:
             {r: tuple(f.tolist()) for r, f in distances.items()},
         )
         norm = NormRanges(0.5, 2.0, dict.fromkeys(TOKEN_CLASSES, 1.0))
-        return LayerRanges(attention, norm, norm, -1.0, 1.0, 1.0)
+        return LayerRanges(attention, norm, norm, -1.0, 1.0, dict.fromkeys(MAGNITUDES, 10.0))

@@ -152,7 +152,7 @@ def test_an_encrypted_exponential_is_the_plain_one() -> None:
     x = points(-30, 3)
     t = (x / (1 << found.squarings) - found.base.middle) / found.base.half
     y, program = evaluate(
-        lambda c: c.output("y", encrypted_exponential(c.input("x", ()), found)), t
+        lambda c: c.output("y", encrypted_exponential(c.input("x", ()), found, 0.01)), t
     )
     np.testing.assert_allclose(y, found(x), rtol=1e-9, atol=1e-12)
     assert program.depth == found.depth
@@ -183,11 +183,13 @@ def test_an_inverse_keeps_its_error(ratio: float, tolerance: float) -> None:
 def test_an_inverse_takes_no_more_levels_than_published(
     ratio: float, for_3: int, for_5: int
 ) -> None:
-    assert fit_inverse(ratio, 1e-3).depth <= for_3
-    assert fit_inverse(ratio, 1e-5).depth <= for_5
+    for found, published in ((fit_inverse(ratio, 1e-3), for_3), (fit_inverse(ratio, 1e-5), for_5)):
+        assert found.doublings <= published
+        # A long product is made of two, so that it can be refreshed between them.
+        assert found.depth == found.doublings + (found.doublings > 8)
 
 
-@pytest.mark.parametrize("doublings", [1, 2, 3, 7])
+@pytest.mark.parametrize("doublings", [1, 2, 3, 7, 8, 9])
 def test_an_encrypted_inverse_is_the_plain_one(doublings: int) -> None:
     found = Inverse(1.02, doublings, 1.0)
     y = points(0.02, 2.02)

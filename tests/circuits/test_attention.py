@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aegis_dask.circuits.attention import ScoreOffsets, SelfAttention, self_attention, split_tokens
+from aegis_dask.circuits.attention import ScoreOffsets, SelfAttention, self_attention
+from aegis_dask.circuits.lanes import Steps, split_tokens
 from aegis_dask.circuits.packing import Packing, feature_layout
 from aegis_dask.circuits.ranges import LayerRanges, Tolerances, fit_layer
 from aegis_dask.circuits.tokens import Dense, TokenMatrix
@@ -72,9 +73,11 @@ def test_attention_is_softmax_attention(heads: int, blocks: int, length: int) ->
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
     assert e.largest <= 1  # nothing leaves the interval of the exponential
     fits = fit_layer(plain.ranges(x), 1e-12, TIGHT)
-    # projection, scores, exp, values; the denominators, then the division
-    longest = max(3 + fits.exponential.depth, 2 + fits.exponential.depth + fits.inverse.depth)
-    assert program.depth == longest + 1
+    # projection, scores, exp, values; the denominators, then the division; masks with lanes
+    mask = int(split_tokens(packing, heads).lanes > 1)
+    bottom = 2 + fits.exponential.depth + mask + fits.inverse.depth
+    longest = max(3 + fits.exponential.depth, bottom)
+    assert program.depth == longest + 1 + mask
 
 
 @settings(deadline=None, max_examples=20)
@@ -161,9 +164,10 @@ def test_scores_are_never_all_alive() -> None:
     plain = Attention(4, 4, features=16)
     x = text(plain, 64)
     _, _, program = attend(plain, x, Packing(256, 64, 64), plain.ranges(x))
-    babies, giants = split_tokens(64)
+    steps = split_tokens(Packing(256, 64, 64), 4)
+    babies = steps.babies
     groups = [s for s in program.stages if "/group-" in s.name]
-    assert len(groups) == giants
+    assert len(groups) == steps.passes
     for stage in groups:
         crossing = [program.nodes[i].shape for i in program.results(stage)]
         assert crossing == [(2,), ()]  # two pairs of values, one denominator
@@ -172,11 +176,37 @@ def test_scores_are_never_all_alive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "expected"), [(32, (4, 4)), (64, (4, 8)), (128, (8, 8)), (2048, (16, 64))]
+    ("slots", "tokens", "expected"),
+    [
+        (32768, 2048, Steps(16, 64, 1, 16)),
+        (32768, 1024, Steps(8, 32, 2, 16)),
+        (32768, 128, Steps(1, 4, 16, 16)),
+        (32768, 32, Steps(1, 1, 16, 16)),
+        (512, 128, Steps(8, 8, 1, 4)),
+    ],
 )
-def test_shifts_are_split_for_the_memory(tokens: int, expected: tuple[int, int]) -> None:
-    assert split_tokens(tokens) == expected
-    assert split_tokens(tokens, groups=4) == (tokens // 8, 4)
+def test_shifts_are_divided_for_the_memory(slots: int, tokens: int, expected: Steps) -> None:
+    steps = split_tokens(Packing(slots, tokens, tokens), 12)
+    assert steps == expected
+    assert steps.babies * steps.passes * steps.lanes == tokens // 2
+
+
+def test_unused_blocks_take_giant_steps_of_their_own() -> None:
+    plain = Attention(2, 4, features=16)
+    rng = np.random.default_rng()
+    # No larger: an estimate far off makes a range of which the inverse takes 20 levels.
+    centre = 0.3 * rng.normal(size=(2, 4))
+    distances = {-1: 0.3 * rng.normal(size=2), 2: 0.3 * rng.normal(size=2)}
+    for slots, length in ((512, 32), (1024, 32), (1024, 21), (4096, 40)):
+        x = text(plain, length)
+        packing = Packing.for_length(slots, length)
+        assert split_tokens(packing, 2).lanes > 1
+        estimates = {"centre": centre, "distances": distances if packing.is_full else {}}
+        for chosen in ({}, {"by_class": True}, estimates):
+            ranges = plain.ranges(x, **chosen)  # type: ignore[arg-type]
+            found, e, _ = attend(plain, x, packing, ranges)
+            np.testing.assert_allclose(found, plain(x), atol=1e-5, err_msg=str((slots, chosen)))
+            assert e.largest <= 1 + 1e-9
 
 
 def test_offsets_are_short_plaintexts_where_they_can_be() -> None:
@@ -184,7 +214,8 @@ def test_offsets_are_short_plaintexts_where_they_can_be() -> None:
     apart = {**same, "first": np.array([3.0, 2.0])}
 
     def offsets(length: int, per_class: dict[str, Float], causal: bool = False) -> ScoreOffsets:
-        return ScoreOffsets(per_class, 0.5, Packing(64, 32, length), 1, 4, causal)
+        steps = Steps(4, 4, 1, 2)
+        return ScoreOffsets(per_class, 0.0, 0.5, Packing(64, 32, length), steps, 1, causal)
 
     short = offsets(16, same)
     assert short.count is None

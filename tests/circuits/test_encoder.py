@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.circuits.encoder import attention_block, feed_forward_block
+from aegis_dask.circuits.lanes import split_tokens
 from aegis_dask.circuits.packing import Packing
 from aegis_dask.circuits.tokens import TokenMatrix
 from aegis_dask.ckks.encryptor import Decryptor, Encryptor
@@ -147,7 +148,9 @@ def encrypted(request: pytest.FixtureRequest) -> Run:
     analysis = analyse(program, params)
     generator, needed = KeyGenerator(params), analysis.keys
     secret = generator.secret_key()
-    assert needed.relinearisation == program.depth - 1  # after the first projection
+    lanes = int(split_tokens(case.packing, case.model.config.heads).lanes > 1)
+    # after the first projection, and with lanes its mask
+    assert needed.relinearisation == program.depth - 1 - lanes
     keys = generator.evaluation_keys(
         secret,
         rotations=needed.rotations,
@@ -202,7 +205,9 @@ def test_a_layer_takes_the_levels_of_its_parts() -> None:
     def levels(polynomial: Any) -> int:
         return int(polynomial.degree).bit_length()
 
-    softmax = 2 + fits.exponential.depth + max(1, fits.inverse.depth) + 1
-    # queries, scores, exp, 1 / denominator or values, division; projection; LayerNorm
+    lanes = int(split_tokens(case.packing, case.model.config.heads).lanes > 1)
+    # queries, scores, exp, 1 / denominator or values, division; projection; LayerNorm; with lanes
+    # masks of queries and of the denominator
+    softmax = lanes + 2 + fits.exponential.depth + max(1, lanes + fits.inverse.depth) + 1
     assert depth_of(attention_block) == softmax + 1 + 3 + levels(fits.norm1)
     assert depth_of(feed_forward_block) == 1 + levels(fits.gelu) + 1 + 3 + levels(fits.norm2)

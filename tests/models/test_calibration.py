@@ -33,7 +33,7 @@ from aegis_dask.models.reference import encode
 from aegis_dask.models.text import embed
 
 CONFIG = BertConfig(2, 32, 4, 64, vocabulary=100, max_positions=64)
-NONE = Margins(log_sum=0.0, score=0.0, gelu=0.0, variance=1.0)
+NONE = Margins(log_sum=0.0, score=0.0, gelu=0.0, variance=1.0, magnitude=1.0)
 
 
 def texts(count: int, seed: int = 0, longest: int = 40) -> list[np.ndarray]:
@@ -76,6 +76,7 @@ def nudged(r: LayerRanges, eps: float) -> LayerRanges:
         norm2=norms[1],
         gelu_low=r.gelu_low - eps,
         gelu_high=r.gelu_high + eps,
+        magnitudes={k: v + eps for k, v in r.magnitudes.items()},
     )
 
 
@@ -98,7 +99,7 @@ def test_ranges_are_the_extremes_of_the_model(model: BertModel) -> None:
     last = found.layers[1]
     assert last.gelu_low == pytest.approx(min(g[0] for g in gelu))
     assert last.gelu_high == pytest.approx(max(g[1] for g in gelu))
-    assert last.magnitude == pytest.approx(max(magnitude))
+    assert last.magnitudes["input"] == pytest.approx(max(magnitude))
     low, high = min(v[0] for v in variance), max(v[1] for v in variance)
     # of the tokens that are neither first nor last, around the geometric mean
     assert last.norm2.scale["other"] == pytest.approx(np.sqrt(low * high))
@@ -217,6 +218,20 @@ def test_a_text_outside_is_refused_with_layer_function_value_and_range(
         check_inside(model, replace(calibration, layers=tuple(layers)), *embed(model, texts(1)[0]))
 
 
+def test_values_too_large_to_be_refreshed_are_refused(
+    model: BertModel, calibration: Calibration
+) -> None:
+    """Nothing on the server can see that a value leaves the range of a bootstrap."""
+    x, valid = embed(model, texts(1)[0])
+    for layer, name, value in ((0, "update1", "norm1, input"), (1, "hidden", "norm1, output")):
+        ranges = list(calibration.layers)
+        small = {**ranges[layer].magnitudes, name: 1e-3}
+        ranges[layer] = replace(ranges[layer], magnitudes=small)
+        narrow = replace(calibration, layers=tuple(ranges))
+        with pytest.raises(RangeError, match=f"layer {layer}: the magnitude of {value} is"):
+            check_inside(model, narrow, x, valid)
+
+
 def test_another_model_is_refused(model: BertModel, calibration: Calibration) -> None:
     calibration.check_model(model)
     calibration.check_model(replace(model, layers=model.layers[:1]))  # a part of it
@@ -309,7 +324,10 @@ def broken(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("layers.1.norm2.scale.last", 0.0),
         ("layers.1.norm2", ...),
         ("layers.1.gelu_low", 100.0),
-        ("layers.1.magnitude", "large"),
+        ("layers.1.magnitudes", 3),
+        ("layers.1.magnitudes.hidden", "large"),
+        ("layers.1.magnitudes.update1", ...),
+        ("layers.1.magnitudes.output", 0.0),
     ],
 )
 def test_a_damaged_calibration_is_refused(

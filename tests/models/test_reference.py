@@ -91,6 +91,7 @@ def test_what_is_observed_has_the_promised_names_and_shapes(tiny: BertModel) -> 
         "value": (2, 7, 4),
         "scores": (2, 5, 5),
         "norm1.input": (5, 8),
+        "norm1.output": (5, 8),
         "gelu.input": (5, 16),
         "norm2.input": (5, 8),
         "output": (5, 8),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.galois import conjugation_element, rotation_element
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
@@ -17,8 +18,7 @@ from aegis_dask.errors import LevelError, MissingKeyError, ProgramError
 from aegis_dask.program.encrypted import Encrypted
 from aegis_dask.program.graph import Capture, Program, capture, stack
 from aegis_dask.program.interpreter import run
-from aegis_dask.program.operations import Input
-from aegis_dask.program.parameters import parameters_for
+from aegis_dask.program.operations import Input, Refresh
 from aegis_dask.program.symbolic import COUNTED, Analysis, RequiredKeys, analyse
 from tests.program.machines import (
     SLOTS,
@@ -284,37 +284,53 @@ def test_a_program_without_key_switches_needs_no_key() -> None:
 # -- refreshes ----------------------------------------------------------------------------------
 
 
-def test_values_that_lack_levels_are_counted_as_refreshed() -> None:
-    def deep(c: Capture) -> None:
-        x = c.input("x", (3,))
-        y = x
-        for _ in range(7):
-            y = y * y  # takes 6 levels, is refreshed, takes one more
-        z = y.chebyshev(np.ones(33)) + y.rotate(1)  # 6 levels: refreshed before
-        c.output("z", (z * z).contract(stack([x, x]), transposed=True).relinearise())
+def refreshing(merged: bool = False, **how: Any) -> Program:
+    """Three (or three pairs of) ciphertexts refreshed after two products, then one more."""
 
-    params, program = Parameters.preset(NAME), capture(SLOTS, deep)
-    found = analyse(program, params, refresh=True)
-    assert found.top_level == params.max_level == 6
-    names = [type(program.nodes[i].op).__name__ for i in found.refreshed]
-    assert names == ["Multiply", "Multiply", "Add"]
-    assert found.total.counts["refreshes"] == 9
-    enough = parameters_for(program.depth, SLOTS, allow_insecure=True)
-    expected = analyse(program, enough).total.counts
-    assert found.total.counts == expected + Counter(refreshes=9)
+    def build(c: Capture) -> None:
+        x = c.input("x", (3, 2) if merged else (3,))
+        y = c.apply(Refresh(merged=merged, **how), x.square().square().rotate(5))
+        c.output("y", y.square())
+
+    return capture(512, build)
 
 
-def test_a_refresh_cannot_help_an_operation_that_takes_too_many_levels() -> None:
-    program = capture(SLOTS, lambda c: c.output("y", c.input("x", ()).chebyshev(np.ones(200))))
-    with pytest.raises(LevelError):
-        analyse(program, Parameters.preset(NAME), refresh=True)
+@pytest.mark.parametrize(
+    ("how", "bootstraps"),
+    [({}, 3), ({"real": True}, 3), ({"merged": True}, 3), ({"iterations": 2}, 6)],
+)
+def test_refreshes_are_counted_and_give_levels(how: dict[str, Any], bootstraps: int) -> None:
+    params = BootstrappingParameters.preset("insecure-n10-d40-b4")
+    program = refreshing(**how)
+    found = analyse(program, params)
+    assert found.total.counts["bootstraps"] == bootstraps
+    assert found.bootstrapping is params
+    assert found.top_level == params.output_level
+    out = program.outputs["y"]
+    after = params.output_level - (how.get("iterations", 1) > 1)
+    assert (found.levels[out - 1], found.levels[out]) == (after, after - 1)
+    # the program's own keys only, for its own levels
+    assert found.keys.rotations == {5: params.output_level - 2}
+    assert found.keys.relinearisation == params.output_level
 
 
-def test_nothing_is_refreshed_that_has_levels() -> None:
-    params = Parameters.preset(NAME)
-    a, b = analyse(PROGRAM, params), analyse(PROGRAM, params, refresh=True)
-    assert b.refreshed == ()
-    assert (a.levels, a.total.counts) == (b.levels, b.total.counts)
+def test_a_real_refresh_is_cheaper_and_a_precise_one_dearer() -> None:
+    params = BootstrappingParameters.preset("insecure-n10-d40-b4")
+
+    def seconds(**how: Any) -> float:
+        return analyse(refreshing(**how), params).total.seconds
+
+    assert seconds(real=True) < seconds() < seconds(real=True, iterations=2)
+
+
+def test_refreshes_are_refused_without_levels_for_them() -> None:
+    params = BootstrappingParameters.preset("insecure-n10-d40-b4")
+    with pytest.raises(LevelError, match="no levels for bootstrapping"):
+        analyse(refreshing(), params.params)
+    with pytest.raises(LevelError, match="that takes level 3 or above"):
+        analyse(refreshing(), params, top_level=4)
+    with pytest.raises(LevelError, match="that takes level 4 or above"):
+        analyse(refreshing(shrink=1), params, top_level=5)
 
 
 def test_vectors_are_not_built_for_counting() -> None:

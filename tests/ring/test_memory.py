@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.ring.backend import Ring
-from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool, keep_at_least
+from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool, keeping, release
 from tests import reference
 
 SHAPE = (2, SMALLEST // 4)
@@ -185,11 +185,20 @@ def test_sizes_that_are_no_longer_used_make_room(pool: BufferPool) -> None:
     assert address(pool.empty((4, SMALLEST // 4))) == where
 
 
-def test_a_pool_can_be_told_to_keep_more(pool: BufferPool) -> None:
-    keep_at_least(10 * BYTES)
-    arrays = [pool.empty(SHAPE) for _ in range(12)]
-    del arrays
+def test_a_pool_keeps_more_for_a_while(pool: BufferPool) -> None:
+    with keeping(10 * BYTES), keeping(9 * BYTES):
+        assert pool.limit == 10 * BYTES
+        arrays = [pool.empty(SHAPE) for _ in range(12)]
+        del arrays
+        gc.collect()
+        assert pool.held == 10 * BYTES
+    assert pool.held <= pool.limit == 8 * BYTES
+
+
+def test_a_pool_gives_everything_back(pool: BufferPool) -> None:
+    x = pool.empty(SHAPE)
+    del x
     gc.collect()
-    assert pool.held == 10 * BYTES
-    keep_at_least(1)
-    assert pool.limit == 10 * BYTES
+    assert pool.held
+    release()
+    assert pool.held == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.errors import ParameterError, ProgramError, RangeError, TextError
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import BertModel, random_bert
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.service import local
 from aegis_dask.service.job import Job, make_job, read_job
-from aegis_dask.service.plan import estimate, largest_parameters
 from aegis_dask.service.sources import cut, first_layers
 from tests.service.conftest import CONFIG
 
@@ -100,8 +101,32 @@ def test_secure_parameters_are_chosen_unless_insecure_ones_are_asked_for(
     assert small.params is not None
     assert not small.params.is_secure
     assert small.params.ring_degree < secure.params.ring_degree
-    with pytest.raises(ParameterError, match=r"takes \d+ levels.*have at most 30"):
-        make_job(model, calibration, load_graph("bert_layer"), 20)
+    with pytest.raises(ParameterError, match=r"takes \d+ levels.*nor can those with bootstrapping"):
+        make_job(model, calibration, load_graph("bert_layer"), 20, scale_bits=45)
+
+
+def test_a_deep_program_is_refreshed_with_secure_parameters(
+    model: BertModel, calibration: Calibration
+) -> None:
+    job = make_job(model, calibration, load_graph("bert_layer"), 20)
+    assert job.bootstrapping is BootstrappingParameters.preset("n16-d40-b13")
+    assert job.params is job.bootstrapping.params
+    assert job.params.is_secure
+    assert job.placement is not None
+    assert 1 <= job.placement.bootstraps == job.analysis.total.counts["bootstraps"]
+    assert job.keys.count > job.analysis.keys.count
+    shorter = job.for_length(17)
+    assert shorter.placement is not None
+    assert [s.kind for s in shorter.placement.sites] == [s.kind for s in job.placement.sites]
+    assert shorter.keys.required == job.keys.required
+    assert shorter.fingerprint == job.fingerprint
+    again = read_job(json.loads(json.dumps(job.to_dict())), model, load_graph("bert_layer"))
+    assert again.bootstrapping is job.bootstrapping
+    assert again.fingerprint == job.fingerprint
+    damaged = job.to_dict()
+    damaged["bootstrapping"]["usable_levels"] = 12
+    with pytest.raises(ParameterError):
+        read_job(damaged, model, load_graph("bert_layer"))
 
 
 def test_the_values_do_not_depend_on_the_slots(model: BertModel, calibration: Calibration) -> None:
@@ -113,28 +138,6 @@ def test_the_values_do_not_depend_on_the_slots(model: BertModel, calibration: Ca
         for slots in (512, 2048)
     ]
     np.testing.assert_allclose(*results, atol=1e-12)
-
-
-def test_the_estimate_agrees_with_the_analysis(job: Job) -> None:
-    assert job.params is not None
-    counted, analysis = estimate(job, job.params), job.analysis
-    assert counted.fits
-    assert counted.keys.rotations == analysis.keys.rotations
-    assert counted.key_bytes == job.key_bytes
-    assert counted.total.counts["rotations"] == analysis.total.counts["rotations"]
-    assert counted.seconds == pytest.approx(analysis.total.seconds)
-
-
-def test_a_program_without_enough_levels_is_counted_all_the_same(
-    model: BertModel, calibration: Calibration
-) -> None:
-    graph = load_graph("bert_layer")
-    slots = 1 << 15
-    deep = make_job(model, calibration, graph, 20, slots=slots, encrypted=False)
-    counted = estimate(deep, largest_parameters(slots, 40))
-    assert not counted.fits
-    assert counted.bootstraps >= 1
-    assert counted.total.counts["rotations"] > 0
 
 
 def test_cutting_keeps_the_last_special_token() -> None:
@@ -153,8 +156,8 @@ def test_more_memory_than_there_is_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def job(keys: int, values: int) -> Any:
-        analysis = SimpleNamespace(working_bytes=values, keys=SimpleNamespace(count=3))
-        return SimpleNamespace(key_bytes=keys, analysis=analysis)
+        analysis = SimpleNamespace(working_bytes=values, bootstrapping=None)
+        return SimpleNamespace(keys=SimpleNamespace(count=3, nbytes=keys), analysis=analysis)
 
     monkeypatch.setattr(local.system, "MEMORY_LIMIT", 1000)
     local.check_memory(job(400, 400))

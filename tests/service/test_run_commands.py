@@ -1,4 +1,4 @@
-"""``aegis calibrate``, ``plan``, ``run`` and ``verify`` on a tiny model, and their refusals."""
+"""``aegis calibrate``, ``run`` and ``verify`` on a tiny model, and their refusals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aegis_dask.errors import ParameterError
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.reference import encode
@@ -43,6 +44,27 @@ def test_calibrate_writes_ranges_and_shows_the_polynomials(
     values = json_of("calibrate", *options)
     assert values["layers"][0]["polynomials"]["GELU"]["degree"] in (3, 7, 15, 31, 63, 127)
     assert values["layers"][0]["ranges"] == json.loads(out.read_text())["layers"][0]
+    # One layer is deeper than any secure set of parameters without bootstrapping.
+    assert "To run the layer on texts of 9 tokens encrypted: parameters n16-d40-b13" in shown
+    assert "128 bits" in shown
+    assert values["whole_model"]["bootstrapping"]["bootstraps"] >= 1
+    assert values["whole_model"]["evaluation_key_bytes"] > 1e9
+
+
+def test_calibrate_writes_ranges_that_no_parameters_suit(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise ParameterError("too deep")
+
+    monkeypatch.setattr("aegis_dask.service.job.make_job", refuse)
+    texts, out = tmp_path / "texts.txt", tmp_path / "ranges.json"
+    texts.write_text("\n".join(random_texts(20)), encoding="utf-8")
+    result = aegis("calibrate", "--model", checkpoint, "--text-file", texts, "--out", out)
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "No parameters for the layer on texts of 31 tokens: too deep" in shown
+    assert Calibration.load(out).texts == 20
 
 
 def test_calibrate_refuses_what_it_cannot_measure_or_write(
@@ -59,63 +81,6 @@ def test_calibrate_refuses_what_it_cannot_measure_or_write(
     message = refused("calibrate", "--model", checkpoint, "--out", nowhere)
     assert "give a file in a folder that exists" in message
     assert not (tmp_path / "x.json").exists()
-
-
-# -- plan ------------------------------------------------------------------------------------
-
-
-def test_plan_counts_a_graph_with_parameters(checkpoint: Path) -> None:
-    options = ("plan", "bert_layer", "--model", checkpoint, "--insecure", "--length", "32")
-    values = json_of(*options)
-    assert values["fits"] is True
-    assert values["calibrated"] is True
-    assert values["parameters"]["security_bits"] is None
-    assert values["depth"] <= values["parameters"]["levels"]
-    total = values["total"]
-    assert total["rotations"] == sum(o["rotations"] for o in values["operators"])
-    assert min(total[k] for k in ("rotations", "conjugations", "plain_products", "products")) > 0
-    assert total["key_switches"] >= total["rotations"] + total["conjugations"]
-    result = aegis(*options)
-    shown = " ".join(result.stdout.split())
-    for word in (
-        "rotations",
-        "conjugations",
-        "key switches",
-        "evaluation keys",
-        "ciphertexts in",
-        "time",
-    ):
-        assert word in shown
-
-
-def test_plan_of_a_long_text_without_weights_says_that_it_needs_refreshes() -> None:
-    start = time.perf_counter()
-    options = ("plan", "bert_model", "--shape", "bert-base", "--length", "2048")
-    values = json_of(*options)
-    assert time.perf_counter() - start < 60
-    assert values["fits"] is False
-    assert values["least_bootstraps"] > 100
-    assert "bootstrapping" in values["no_parameters_because"]
-    assert values["total"]["rotations"] > 50_000
-
-
-def test_plan_says_what_is_missing(checkpoint: Path) -> None:
-    result = aegis("plan", "bert_layer", "--model", checkpoint)
-    assert result.exit_code == 0
-    shown = " ".join(result.stdout.split())
-    assert "No parameters fit: graph bert_layer takes" in shown
-    assert "as if values could be refreshed" in shown
-
-
-def test_plan_refuses_shapes_and_lengths_that_there_are_not(checkpoint: Path) -> None:
-    assert "choose one of bert-base" in refused("plan", "bert_layer", "--shape", "bert-huge")
-    assert "positions for 40" in refused(
-        "plan", "bert_layer", "--model", checkpoint, "--length", "41"
-    )
-    assert "--shape has no weights" in refused(
-        "plan", "bert_layer", "--shape", "bert-base", "--model", checkpoint
-    )
-    assert "scale 2^b for b in" in refused("plan", "bert_layer", "--scale-bits", "41")
 
 
 # -- run and verify --------------------------------------------------------------------------
@@ -185,8 +150,9 @@ def test_without_a_calibration_one_is_measured_and_that_is_said(
 
 
 def test_a_graph_without_enough_secure_levels_says_so(checkpoint: Path, model: BertModel) -> None:
-    message = refused("run", "bert_layer", "--model", checkpoint, "--text", TEXT)
-    assert "it needs bootstrapping" in message
+    options = ("--model", checkpoint, "--text", TEXT, "--scale-bits", "45")
+    message = refused("run", "bert_layer", *options)
+    assert "nor can those with bootstrapping run it" in message
     assert "(--insecure)" in message
 
 

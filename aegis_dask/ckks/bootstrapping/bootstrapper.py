@@ -32,7 +32,7 @@ from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import check_same
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import LevelError, MissingKeyError, ParameterError, ScaleError
-from aegis_dask.ring.memory import keep_at_least
+from aegis_dask.ring.memory import keeping
 
 Order = Literal["slots-first", "coefficients-first"]
 
@@ -82,10 +82,6 @@ class Bootstrapper:
         self.baby_steps = baby_steps
         self.keys = keys
         self._evaluator = Evaluator(self.scheme, keys.evaluation if keys else None)
-        if keys:
-            limbs = len(self.scheme.extended_limbs(self.scheme.max_level))
-            one = self.scheme.ring.empty((2, limbs, self.scheme.ring_degree)).nbytes
-            keep_at_least(WORKING_SET * one)
 
     # -- levels -----------------------------------------------------------------------------
 
@@ -234,8 +230,7 @@ class Bootstrapper:
         if x.batch != y.batch:
             raise ValueError(f"batches of {x.batch} and {y.batch} ciphertexts are no pairs")
         ev = self._evaluator
-        level = min(x.level, y.level)
-        both = ev.add(ev.to_level(x, level), ev.multiply_by_i(ev.to_level(y, level)))
+        both = ev.add(x, ev.multiply_by_i(y))
         if self.slots_first:
             parts = self._modular(both, keys, False)
             return parts[: x.batch], parts[x.batch :]
@@ -282,12 +277,13 @@ class Bootstrapper:
     def _modular(self, x: Ciphertext, keys: BootstrappingKeys, real: bool) -> Ciphertext:
         """Return the refreshed parts: real ones, then imaginary ones unless `real`."""
         ev = self._evaluator
-        x = ev.to_level(x, self.input_level)
-        if self.slots_first:
-            for f in self.slots_to_coeffs:
-                x = apply_factor(ev, x, f)
-        z = self._to_slots(x, keys)
-        return evaluate_mod(ev, self.params, split_parts(ev, z, real), self.raised_scale)
+        with keeping(working_bytes(self.params)):
+            x = ev.to_level(x, self.input_level)
+            if self.slots_first:
+                for f in self.slots_to_coeffs:
+                    x = apply_factor(ev, x, f)
+            z = self._to_slots(x, keys)
+            return evaluate_mod(ev, self.params, split_parts(ev, z, real), self.raised_scale)
 
     def _to_slots(self, x: Ciphertext, keys: BootstrappingKeys) -> Ciphertext:
         """ModRaise and CoeffsToSlots."""
@@ -334,6 +330,13 @@ class Bootstrapper:
             f"Bootstrapper({self.params!r}, {self.slots} slots, level {self.input_level} to "
             f"{self.output_level})"
         )
+
+
+def working_bytes(params: BootstrappingParameters) -> int:
+    """Return the memory that one refresh takes beside keys and matrices."""
+    scheme = params.params
+    limbs = len(scheme.extended_limbs(scheme.max_level))
+    return WORKING_SET * 2 * limbs * scheme.ring_degree * 4
 
 
 def split_parts(ev: Evaluator, z: Ciphertext, real: bool) -> Ciphertext:

@@ -54,6 +54,9 @@ class BootstrappingLiteral:
         Largest real or imaginary part of a slot that may be refreshed.
     sine_degree, doublings, sine_bound
         See `Sine`.
+    precision_bits
+        -log2 of the largest error of a slot for parts up to 1, of a refresh and of a precise one:
+        measured, with a margin of half a bit (docs/bootstrapping.md).
     sparse_weight
         Nonzero coefficients of the ephemeral secret.
     sparse_special_primes
@@ -75,6 +78,7 @@ class BootstrappingLiteral:
     sine_degree: int = 30
     doublings: int = 3
     sine_bound: int = 14
+    precision_bits: tuple[float, float] = (20.0, 22.5)
     sparse_weight: int = 32
     sparse_special_primes: int = 1
     insecure: bool = False
@@ -109,6 +113,7 @@ BOOTSTRAPPING_PRESETS: dict[str, BootstrappingLiteral] = {
             level_bits=35,
             scale_bits=35,
             sine_bits=(55,) * 8,
+            precision_bits=(15.5, 17.5),
             name="n16-d35-b15",
         ),
         BootstrappingLiteral(
@@ -123,6 +128,7 @@ BOOTSTRAPPING_PRESETS: dict[str, BootstrappingLiteral] = {
             slots_to_coeffs=2,
             ratio_bits=12,
             sine_bound=17,
+            precision_bits=(14.5, 17.0),
             sparse_weight=64,
             name="n15-d35-b3",
         ),
@@ -130,6 +136,9 @@ BOOTSTRAPPING_PRESETS: dict[str, BootstrappingLiteral] = {
             10, 4, 9, 4, (58, 50, 50), sparse_weight=16, insecure=True, name="insecure-n10-d40-b4"
         ),
         BootstrappingLiteral(12, 7, 10, 4, (58, 50, 50), insecure=True, name="insecure-n12-d40-b7"),
+        BootstrappingLiteral(
+            11, 13, 12, 4, (58, 50, 50), insecure=True, name="insecure-n11-d40-b13"
+        ),
     )
 }
 """Parameter sets by name; ``b`` counts the usable levels. Every name without ``insecure`` is
