@@ -144,6 +144,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def store(run: Run, path: Path = _ROOT / RESULTS) -> None:
+    """Write a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run.to_dict(), indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if one of our refreshes failed."""
     args = _parse(argv)
@@ -163,8 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(run.report())
     path = args.json or (None if args.quick else _ROOT / RESULTS)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(run.to_dict(), indent=1) + "\n")
+        store(run, path)
     return int(any(r["kind"] == "error" and r["lib"] == OURS for r in run.records))
 
 

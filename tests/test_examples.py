@@ -13,7 +13,8 @@ from aegis_dask.ckks.parameters import PRESETS, Parameters
 ROOT = Path(__file__).parents[1]
 EVERY_EXAMPLE = sorted((ROOT / "examples").glob("*.py"))
 LAYER = "06_encrypted_layer"  # needs the weights of MiniLM, and has no choice of parameters
-EXAMPLES = [script for script in EVERY_EXAMPLE if script.stem != LAYER]
+REFRESHING = "07_refreshing"  # takes parameters with bootstrapping
+EXAMPLES = [script for script in EVERY_EXAMPLE if script.stem not in (LAYER, REFRESHING)]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PRESET = "insecure-n10-d40"  # 6 levels; fresh ciphertexts have 36 bits of precision
 MIN_PRECISION_BITS = 20
@@ -36,7 +37,15 @@ def worst_bits(output: str) -> list[float]:
 
 
 def test_there_are_examples() -> None:
-    assert [script.name[:2] for script in EVERY_EXAMPLE] == ["01", "02", "03", "04", "05", "06"]
+    assert [script.name[:2] for script in EVERY_EXAMPLE] == [
+        "01",
+        "02",
+        "03",
+        "04",
+        "05",
+        "06",
+        "07",
+    ]
 
 
 @pytest.mark.slow
@@ -45,6 +54,14 @@ def test_the_layer_example_runs_and_is_precise() -> None:
     assert result.returncode == 0, result.stderr
     assert "INSECURE" in result.stdout
     assert worst_bits(result.stdout)[0] > 7  # 1e-2
+
+
+def test_the_example_of_refreshing_runs_and_is_precise() -> None:
+    script = str(ROOT / "examples" / f"{REFRESHING}.py")
+    result = run_python(script, "--preset", "insecure-n10-d40-b4")
+    assert result.returncode == 0, result.stderr
+    assert "bootstraps at" in result.stdout
+    assert worst_bits(result.stdout)[0] > 12  # (x + x^2) / 2 multiplies errors by up to 1.5
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)

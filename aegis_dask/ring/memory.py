@@ -46,6 +46,12 @@ def keeping(size: int) -> Iterator[None]:
             pool.keep(-size)
 
 
+def keep_at_least(size: int) -> None:
+    """Let the pools that exist keep at least `size` bytes each from now on."""
+    for pool in list(_pools):
+        pool.usual = max(pool.usual, size)
+
+
 def release() -> None:
     """Give what the pools keep back to the system: for a process that has done its work."""
     for pool in list(_pools):

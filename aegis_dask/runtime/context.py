@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
+from aegis_dask.ckks.bootstrapping.bootstrapper import FEW_BABY_STEPS, Bootstrapper
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.bootstrapping.mapped import (
     open_expanded_bootstrapping,
@@ -114,7 +114,9 @@ class Context:
         if self._encrypted is None:
             keys, bootstrapper = self.keys or EvaluationKeys(self.params), None
             if isinstance(keys, BootstrappingKeys):
-                bootstrapper = Bootstrapper(keys.params, keys)
+                bootstrapper = Bootstrapper(
+                    keys.params, keys, baby_steps=FEW_BABY_STEPS, keep_memory=False
+                )
                 keys = keys.evaluation
             self._encrypted = Encrypted(Evaluator(self.params, keys), bootstrapper)
         return self._encrypted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
+from aegis_dask.ckks.bootstrapping.bootstrapper import FEW_BABY_STEPS, Bootstrapper
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys, RequiredKeys, bootstrapping_keys
 from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
@@ -64,7 +64,7 @@ def list_keys(analysis: Analysis) -> KeyList:
 @lru_cache(maxsize=16)
 def _bootstrapping(params: BootstrappingParameters) -> RequiredKeys:
     """Return the keys of bootstrapping: seconds of work, since it encodes all matrices."""
-    return Bootstrapper(params).required_keys
+    return Bootstrapper(params, baby_steps=FEW_BABY_STEPS).required_keys
 
 
 def make_keys(analysis: Analysis, keys: KeyList, secret_key: SecretKey) -> AnyKeys:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.ring.backend import Ring
-from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool, keeping, release
+from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool, keep_at_least, keeping, release
 from tests import reference
 
 SHAPE = (2, SMALLEST // 4)
@@ -193,6 +193,15 @@ def test_a_pool_keeps_more_for_a_while(pool: BufferPool) -> None:
         gc.collect()
         assert pool.held == 10 * BYTES
     assert pool.held <= pool.limit == 8 * BYTES
+
+
+def test_a_pool_can_be_told_to_keep_more(pool: BufferPool) -> None:
+    keep_at_least(10 * BYTES)
+    keep_at_least(1)
+    arrays = [pool.empty(SHAPE) for _ in range(12)]
+    del arrays
+    gc.collect()
+    assert pool.held == pool.limit == 10 * BYTES
 
 
 def test_a_pool_gives_everything_back(pool: BufferPool) -> None:
