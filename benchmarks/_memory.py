@@ -7,7 +7,6 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
-from types import TracebackType
 
 
 class HostMemory:
@@ -32,12 +31,7 @@ class HostMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks.peers import OURS, PEERS, _environment, interpreter
@@ -109,12 +108,7 @@ class Session:
                 found = self._next()
                 self.ready = found is not None and found["kind"] == "time"
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the process; one that died leaves a record of kind `error`."""
         process = self._process
         if process is None:

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from aegis_dask.models.checkpoint import load_minilm
 from aegis_dask.models.corpus import passages, sentences
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.models.text import Tokenizer, cosine, pool
-from aegis_dask.program.refresh import Budget, Placement, eager
 from aegis_dask.service import local
-from aegis_dask.service.job import Job, budget_of, make_job
+from aegis_dask.service.job import make_job, positions_for
+from aegis_dask.service.plan import compare, estimate
 from aegis_dask.service.sources import cut
 from aegis_dask.service.summary import describe_outcome
 from aegis_dask.terminal import Terminal
@@ -44,32 +43,8 @@ def prepare(tokens: int) -> local.Prepared:
     text, *others = passages()
     samples = [cut(tokenizer.encode(t), tokens) for t in (*sentences(), *others)]
     ids = cut(tokenizer.encode(text), tokens)
-    job = make_job(model, calibrate(model, samples), graph, len(ids), tokens=_positions(tokens))
+    job = make_job(model, calibrate(model, samples), graph, len(ids), tokens=positions_for(tokens))
     return local.prepare(job, ids)
-
-
-def _positions(tokens: int) -> int:
-    return max(32, 1 << (tokens - 1).bit_length())
-
-
-def per_layer(placement: Placement, layers: int) -> list[int]:
-    """Return the bootstraps of every layer."""
-    counts: Counter[int] = Counter()
-    for site in placement.sites:
-        stage = placement.program.stages[placement.program.nodes[site.node].stage]
-        counts[int(stage.name.split("/")[0].removeprefix("layer"))] += site.bootstraps
-    return [counts[i] for i in range(layers)]
-
-
-def eager_bootstraps(job: Job) -> dict[str, int]:
-    """Return the bootstraps of eager placement, with the same limits and without any on values."""
-    assert job.placement is not None
-    assert job.bootstrapping is not None
-    budget, program = budget_of(job.bootstrapping), job.placement.program
-    return {
-        "same_limits": eager(program, budget).bootstraps,
-        "any_value": eager(program, Budget(budget.output_level, budget.input_level)).bootstraps,
-    }
 
 
 def measure(tokens: int, workers: int) -> dict[str, Any]:
@@ -84,15 +59,19 @@ def measure(tokens: int, workers: int) -> dict[str, Any]:
     valid = np.ones(len(prepared.x), bool)
     found, expected = (pool(h, valid) for h in (outcome.output, prepared.expected))
     assert job.placement is not None
-    layers = per_layer(job.placement, len(job.layers))
+    per_layer = estimate(job).bootstraps_per_layer
+    _, eager, careless = compare(job.placement).values()
     return {
         **describe_outcome(outcome),
         "total_seconds": round(seconds, 1),
         "cosine": cosine(found, expected),
         "bootstraps": {
             "total": job.placement.bootstraps,
-            "per_layer": layers,
-            "eager": eager_bootstraps(job),
+            "per_layer": [per_layer.get(f"layer{i}", 0) for i in range(len(job.layers))],
+            "eager": {
+                "same_limits": eager.bootstraps if eager else None,
+                "any_value": careless.bootstraps if careless else None,
+            },
         },
         "host_peak_bytes": memory.peak,
         "host_peak_at_seconds": round(memory.at, 1),

@@ -611,6 +611,11 @@ class Refresh(Operation):
     iterations: int = 1
 
     @property
+    def kind(self) -> str:
+        """``"merged"``, ``"real"`` or ``"complex"``."""
+        return "merged" if self.merged else "real" if self.real else "complex"
+
+    @property
     def price(self) -> float:
         """Time of a refresh, in those of a complex ciphertext (docs/bootstrapping.md)."""
         return self.iterations * (0.8 if self.real else 1.0)

@@ -165,7 +165,7 @@ class Placement:
         """Return where a site is, at what level, how it is refreshed and for whom."""
         node, op = self.program.nodes[site.node], site.kind.operation
         users = sorted({self.program.nodes[c].op.name for c in self.program.consumers[site.node]})
-        kind = "two real ciphertexts in one" if op.merged else "real" if op.real else "complex"
+        kind = "two real ciphertexts in one" if op.merged else op.kind
         kind += ", twice for precision" if op.iterations > 1 else ""
         shrunk = f", divided by {1 << op.shrink} meanwhile" if op.shrink else ""
         count = "1 bootstrap" if site.bootstraps == 1 else f"{site.bootstraps} bootstraps"
@@ -186,7 +186,6 @@ class _Graph:
             raise LevelError(f"inputs at level {self.top} do nothing")
         parity, bound = parities(program), magnitudes(program)
         self.kinds = [self._kind(n, parity[n.id], bound[n.id]) for n in program.nodes]
-        self.final = set(program.outputs.values())
         for node in program.nodes:
             if node.op.depth > budget.output_level:
                 raise LevelError(
@@ -340,7 +339,7 @@ def _cut(
         for j in lacking(i):
             network.add_edge((j, 1), "sink")
     try:
-        _, (_, late) = _latest_minimum_cut(network)
+        late = _sink_side(network)
     except nx.NetworkXUnbounded:
         raise _stuck(graph, min(first)) from None
     return {i for i in region if (i, 0) not in late and (i, 1) in late}
@@ -376,8 +375,8 @@ def _lacking(
     return out
 
 
-def _latest_minimum_cut(network: nx.DiGraph) -> tuple[float, tuple[set[Any], set[Any]]]:
-    """Return a minimum cut, of several the one nearest to the sink."""
+def _sink_side(network: nx.DiGraph) -> set[Any]:
+    """Return the sink's side of a minimum cut, of several the one nearest to the sink."""
     residual = nx.algorithms.flow.preflow_push(network, "source", "sink")
     # What can still send flow to the sink is on its side; all else is not.
     reverse: dict[Any, list[Any]] = {}
@@ -390,7 +389,7 @@ def _latest_minimum_cut(network: nx.DiGraph) -> tuple[float, tuple[set[Any], set
             if u not in side:
                 side.add(u)
                 pending.append(u)
-    return residual.graph["flow_value"], (set(network) - side, side)
+    return side
 
 
 def _without_idle(graph: _Graph, refreshed: set[int]) -> set[int]:

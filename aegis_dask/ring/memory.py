@@ -38,12 +38,12 @@ def keeping(size: int) -> Iterator[None]:
     """
     pools = list(_pools)
     for pool in pools:
-        pool.keep(size)
+        pool.begin_keeping(size)
     try:
         yield
     finally:
         for pool in pools:
-            pool.keep(-size)
+            pool.end_keeping(size)
 
 
 def keep_at_least(size: int) -> None:
@@ -95,20 +95,22 @@ class BufferPool:
         self.held = 0
         self._free: OrderedDict[int, list[NDArray[np.uint8]]] = OrderedDict()  # recent use last
         self._sizes: list[int] = []  # of _free, sorted
-        self._lock = threading.RLock()  # a finalizer may run inside `empty`
+        self._lock = threading.Lock()
 
     @property
     def limit(self) -> int:
         """Bytes that it keeps: the usual, or the most that anyone wants meanwhile."""
         return max(self.usual, *self._wanted, 0)
 
-    def keep(self, size: int) -> None:
-        """Raise the limit to `size`, or end that if `size` is negative."""
+    def begin_keeping(self, size: int) -> None:
+        """Raise the limit to `size` until `end_keeping`."""
         with self._lock:
-            if size >= 0:
-                self._wanted.append(size)
-                return
-            self._wanted.remove(-size)
+            self._wanted.append(size)
+
+    def end_keeping(self, size: int) -> None:
+        """Take back one `begin_keeping`, and free what is too much then."""
+        with self._lock:
+            self._wanted.remove(size)
             while self.held > self.limit:
                 self._take(next(iter(self._free)), keep_place=True)
 
@@ -142,7 +144,11 @@ class BufferPool:
     def give_back(self, buffer: NDArray[np.uint8]) -> None:
         """Keep a buffer for reuse, in the place of others that have not been used for longer."""
         size = len(buffer)
-        with self._lock:
+        # The garbage collector may call this from within any method of this thread. A buffer that
+        # comes while the pool is in use goes back to the system.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             while self.held + size > self.limit and self._free:
                 oldest = next(iter(self._free))
                 if oldest == size:
@@ -156,6 +162,8 @@ class BufferPool:
             self._free[size].append(buffer)
             self._free.move_to_end(size)
             self.held += size
+        finally:
+            self._lock.release()
 
     def clear(self) -> None:
         """Free every buffer that is not in use."""

@@ -254,13 +254,32 @@ def wait_for_workers(client: Client, count: int, timeout: float) -> dict[str, di
     """
     with suppress(TimeoutError):
         client.wait_for_workers(count, timeout=timeout)
-    found: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    found = workers_of(client)
     if len(found) < count:
         there = ", ".join(sorted(found)) or "none"
         raise ClusterError(
             f"{len(found)} of {count} workers have joined within {timeout:g} s (there: {there}); "
             "start more with 'dask worker', ask for fewer, or wait longer (timeout)"
         )
+    return found
+
+
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """Return address -> information of the workers that the scheduler has now.
+
+    `Client.scheduler_info` returns what the client holds, and every two seconds a callback of its
+    own replaces that with an answer that names no worker.
+
+    Raises
+    ------
+    OSError
+        If the scheduler does not answer.
+    """
+    if client.scheduler is None:
+        raise OSError("the client is closed")
+    found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)[
+        "workers"
+    ]
     return found
 
 

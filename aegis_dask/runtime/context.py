@@ -23,12 +23,12 @@ from aegis_dask.ckks.bootstrapping.mapped import (
     open_expanded_bootstrapping,
     save_expanded_bootstrapping,
 )
-from aegis_dask.ckks.bootstrapping.parameters import BootstrappingLiteral, BootstrappingParameters
+from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters, parameters_from_dict
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.mapped import open_expanded, save_expanded
 from aegis_dask.ckks.objects import Ciphertext
-from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
+from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError, InsecureParametersWarning, MissingKeyError
 from aegis_dask.program.encrypted import Encrypted
 from aegis_dask.program.simulated import Simulated
@@ -163,24 +163,18 @@ def write_context(context: Context, directory: Path) -> None:
 def read_context(directory: Path) -> Context:
     """Return the context in a directory, its large arrays as maps of the files."""
     index = json.loads((directory / "index.json").read_text())
-    params = None
-    keys: EvaluationKeys | BootstrappingKeys | None = None
+    if index["params"] is None:
+        return Context(store=Weights(directory, index["weights"]))
     with warnings.catch_warnings():  # the client has been warned
         warnings.simplefilter("ignore", InsecureParametersWarning)
-        if index["bootstrapping"] is not None:
-            literal = BootstrappingLiteral(**_with_tuples(index["bootstrapping"]))
-            bootstrapping = BootstrappingParameters.from_literal(literal)
-            params = bootstrapping.params
-            keys = open_expanded_bootstrapping(directory / "keys", bootstrapping)
-        elif index["params"] is not None:
-            params = Parameters.from_literal(ParametersLiteral(**_with_tuples(index["params"])))
-            keys = open_expanded(directory / "keys", params) if index["keys"] else None
+        params = parameters_from_dict(index["params"], index["bootstrapping"])
+    keys: EvaluationKeys | BootstrappingKeys | None = None
+    if isinstance(params, BootstrappingParameters):
+        keys = open_expanded_bootstrapping(directory / "keys", params)
+        params = params.params
+    elif index["keys"]:
+        keys = open_expanded(directory / "keys", params)
     return Context(params, keys, Weights(directory, index["weights"]))
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of a literal as they were before JSON made lists of its tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def files_of(directory: Path) -> list[Path]:

@@ -296,7 +296,8 @@ class Executor:
             if a not in self._opened
         ]
         try:
-            self.client.gather(opening)
+            for future in opening:  # one by one: an interrupted `gather` of several prints errors
+                future.result()
         except AegisError:
             raise
         except Exception as e:
@@ -460,7 +461,7 @@ class Executor:
             "kernel threads per worker": str(self.threads),
             "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        names = self.client.scheduler_info(n_workers=-1)["workers"]
+        names = cluster.workers_of(self.client)
         addresses = session.spec.addresses
         return make_result(
             session.program,

@@ -14,6 +14,7 @@ from distributed.client import Future
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.runtime import plugin
+from aegis_dask.runtime.cluster import workers_of
 from aegis_dask.runtime.graph import (
     IN_FLIGHT,
     Group,
@@ -309,7 +310,7 @@ class Session:
     def _look_at_workers(self) -> None:
         """Notice what the scheduler does not tell: an unreachable scheduler, paused workers."""
         try:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            workers = workers_of(self.client)
         except (OSError, TimeoutError) as e:
             raise ClusterError(
                 f"the scheduler at {self.client.scheduler.address} no longer answers; the run is "
@@ -330,7 +331,7 @@ class Session:
     def _abort(self) -> None:
         """Cancel everything and wait until no worker executes a task of this run."""
         with suppress(Exception):
-            here = self.client.scheduler_info(n_workers=-1)["workers"]
+            here = workers_of(self.client)
             alive = [a for a in self.spec.addresses if a in here]
             self.client.run(plugin.cancel_run, self.spec.run, workers=alive, on_error="ignore")
             # Everything is there for these: the scheduler forgets it all. `Client.cancel` recurses

@@ -20,15 +20,14 @@ from aegis_dask.circuits.encoder import EncoderLayer
 from aegis_dask.circuits.packing import Layout, Packing
 from aegis_dask.ckks.bootstrapping.parameters import (
     BOOTSTRAPPING_PRESETS,
-    BootstrappingLiteral,
     BootstrappingParameters,
+    parameters_from_dict,
 )
 from aegis_dask.ckks.parameters import (
     MAX_LOG_N,
     MIN_LOG_N,
     PRESETS,
     Parameters,
-    ParametersLiteral,
 )
 from aegis_dask.errors import AegisError, LevelError, ParameterError, ProgramError, TextError
 from aegis_dask.models.calibration import Calibration
@@ -394,25 +393,6 @@ def _powers(low: int, high: int) -> list[int]:
     return out
 
 
-def _read_parameters(data: Mapping[str, Any]) -> Parameters | BootstrappingParameters:
-    """Return the parameters in the data of a job."""
-    scheme = data["parameters"]
-    literal = ParametersLiteral(**{**scheme, "level_bits": _integers(scheme["level_bits"])})
-    refreshing = data["bootstrapping"]
-    if refreshing is None:
-        return Parameters.from_literal(literal)
-    tuples: dict[str, Any] = {k: _integers(refreshing[k]) for k in ("sine_bits", "coeffs_to_slots")}
-    tuples |= {"precision_bits": tuple(float(b) for b in refreshing["precision_bits"])}
-    params = BootstrappingParameters.from_literal(BootstrappingLiteral(**{**refreshing, **tuples}))
-    if params.params.literal != literal:
-        raise ValueError("the parameters of the scheme and of bootstrapping differ")
-    return params
-
-
-def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
-
-
 def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
     """Build the job that `Job.to_dict` describes, from one's own model and graph.
 
@@ -422,7 +402,7 @@ def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
         If it is malformed, or the result differs from what it describes.
     """
     try:
-        params = _read_parameters(data)
+        params = parameters_from_dict(data["parameters"], data["bootstrapping"])
         calibration = Calibration.from_dict(data["calibration"])
         tokens, expected = int(data["tokens"]), str(data["fingerprint"])
         name = str(data["graph"])

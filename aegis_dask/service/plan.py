@@ -77,7 +77,7 @@ def refreshes_of(analysis: Analysis) -> tuple[Refreshed, ...]:
                 level=levels[source.id],
                 level_after=levels[node.id],
                 bootstraps=analysis.node_cost[node.id].counts["bootstraps"],
-                kind="merged" if op.merged else "real" if op.real else "complex",
+                kind=op.kind,
                 iterations=op.iterations,
                 divisor=1 << op.shrink,
                 users=tuple(sorted({program.nodes[c].op.name for c in program.consumers[node.id]})),

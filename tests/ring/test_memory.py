@@ -211,3 +211,12 @@ def test_a_pool_gives_everything_back(pool: BufferPool) -> None:
     assert pool.held
     release()
     assert pool.held == 0
+
+
+def test_a_buffer_that_comes_while_the_pool_is_in_use_is_let_go(pool: BufferPool) -> None:
+    """The garbage collector may free an array in the middle of a method of the pool."""
+    array = pool.empty((1 << 18,))
+    with pool._lock:
+        del array
+    assert pool.held == 0
+    assert not pool._lock.locked()

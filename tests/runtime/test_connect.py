@@ -273,3 +273,16 @@ def test_an_interrupt_from_the_keyboard_stops_the_run_and_no_worker(tmp_path: Pa
     assert interrupted.startswith("interrupted")
     assert again.split("again")[1] == interrupted.split("interrupted")[1]  # the same workers
     assert process.returncode == 0
+
+
+def test_the_workers_are_those_of_the_scheduler_whatever_the_client_remembers(
+    scheduler: LocalCluster,
+) -> None:
+    """A callback of the client's own forgets them every two seconds; here, all the time."""
+    with Client(scheduler, set_as_default=False) as client:
+        client._periodic_callbacks["scheduler-info"].callback_time = 1
+        expected = set(scheduler.scheduler.workers)
+        for _ in range(300):
+            assert set(cluster.workers_of(client)) == expected
+    with pytest.raises(OSError, match="closed"):
+        cluster.workers_of(client)

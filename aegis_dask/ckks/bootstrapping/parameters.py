@@ -15,6 +15,7 @@ level              role
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -275,6 +276,42 @@ class BootstrappingParameters:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _from_literal, (self.literal,)
+
+
+def parameters_from_dict(
+    scheme: Mapping[str, Any], bootstrapping: Mapping[str, Any] | None
+) -> Parameters | BootstrappingParameters:
+    """Return parameters from the fields of their literals, as JSON gives them back.
+
+    Parameters
+    ----------
+    scheme
+        Fields of a `ParametersLiteral`.
+    bootstrapping
+        Fields of a `BootstrappingLiteral`, or None for parameters without bootstrapping.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If fields are missing, unknown or malformed, or the two literals differ.
+    ParameterError
+        If they are no parameters.
+    """
+    literal = ParametersLiteral(**{**scheme, "level_bits": _integers(scheme["level_bits"])})
+    if bootstrapping is None:
+        return Parameters.from_literal(literal)
+    tuples: dict[str, Any] = {
+        k: _integers(bootstrapping[k]) for k in ("sine_bits", "coeffs_to_slots")
+    }
+    tuples["precision_bits"] = tuple(float(b) for b in bootstrapping["precision_bits"])
+    params = _from_literal(BootstrappingLiteral(**{**bootstrapping, **tuples}))
+    if params.params.literal != literal:
+        raise ValueError("the parameters of the scheme and of bootstrapping differ")
+    return params
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
 
 
 @lru_cache(maxsize=16)
