@@ -314,6 +314,14 @@ EVERYTHING = (
 )
 
 
+@pytest.fixture(autouse=True)
+def stored(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Runs that claims would keep among the results of the repository."""
+    runs: list[Run] = []
+    monkeypatch.setattr(group, "store", runs.append)
+    return runs
+
+
 def findings(monkeypatch: pytest.MonkeyPatch, run: Run) -> dict[str, tuple[Finding, bool]]:
     """Findings of the claims that a run decides, and whether they hold."""
     monkeypatch.setattr(group, "measure_run", lambda *_, **__: run)
@@ -336,8 +344,9 @@ def test_nothing_quick_takes_a_run_beside_openfhe(monkeypatch: pytest.MonkeyPatc
     assert not every["precision-mean"].slow
 
 
-def test_claims_read_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_read_the_run(monkeypatch: pytest.MonkeyPatch, stored: list[Run]) -> None:
     found = findings(monkeypatch, run_of(*EVERYTHING))
+    assert [run.records for run in stored] == [run_of(*EVERYTHING).records]  # a whole run is kept
     values = {name: finding.value for name, (finding, _) in found.items()}
     assert values["speedup-3-3-1t"] == 6.0
     assert values["speedup-3-3-slots-first-2t"] == 4.5
@@ -379,7 +388,11 @@ def test_a_disturbed_peer_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_only_what_the_chosen_claims_need_is_measured(
-    only: tuple[str, ...], peers: list[str], threads: list[int], monkeypatch: pytest.MonkeyPatch
+    only: tuple[str, ...],
+    peers: list[str],
+    threads: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    stored: list[Run],
 ) -> None:
     asked: list[Any] = []
 
@@ -392,3 +405,4 @@ def test_only_what_the_chosen_claims_need_is_measured(
     figures.run()
     figures.run()
     assert asked == [(peers, threads)]
+    assert not stored  # a part of a run is not kept
