@@ -59,6 +59,10 @@ class BackendError(AegisError):
     """A compute backend is unavailable, or lacks what the operation asks of it."""
 
 
+class DeviceMemoryError(BackendError, MemoryError):
+    """A GPU has too little memory left."""
+
+
 class InsecureParametersWarning(UserWarning):
     """A parameter set meant for tests, without security, is in use."""
 

@@ -32,8 +32,9 @@ LAYERS = (
 )
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 
-# Third-party package -> the lowest part that may import it.
+# Third-party package or module -> the lowest part that may import it.
 LOWEST_USER = {
+    "dask.config": "config",
     "dask": "runtime",
     "distributed": "runtime",
     "bokeh": "runtime",
@@ -76,7 +77,7 @@ def violations(package: Path) -> list[str]:
                 target = target if target in RANK else "__init__"
                 allowed = target == part or RANK[target] < RANK[part]
             else:
-                allowed = RANK[LOWEST_USER.get(top, "errors")] <= RANK[part]
+                allowed = RANK[LOWEST_USER.get(name, LOWEST_USER.get(top, "errors"))] <= RANK[part]
             if not allowed:
                 found.append(f"{where}:{line}: {part} must not import {name}")
     return found

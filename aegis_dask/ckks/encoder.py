@@ -19,13 +19,12 @@ from aegis_dask.ckks.objects import Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import EncodingError, LevelError
+from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.operands import MIN_RUN
 from aegis_dask.ring.primes import primitive_root_of_unity
 from aegis_dask.ring.tables import bit_reversal, powers
 
 C128 = NDArray[np.complex128]
-
-MIN_RUN = 16
-"""Shortest run of equal residues for which a plaintext is kept in its subring: one vector."""
 
 _SPLIT_BITS = 40
 _INT64_LIMIT = 2.0**62
@@ -193,7 +192,7 @@ class Encoder:
         while keep < len(limbs) and bits < scale.log2 + DECODE_HEADROOM_BITS:
             bits += np.log2(primes[limbs[keep]])
             keep += 1
-        x = ring.to_host(ring.intt(np.ascontiguousarray(data[:, :keep]), limbs[:keep]))
+        x = ring.to_host(ring.intt(contiguous(ring, data[:, :keep]), limbs[:keep]))
         values = _balanced_float(x, [primes[i] for i in limbs[:keep]])
         return project(values / float(scale), self.params.ring_degree)
 

@@ -14,6 +14,7 @@ from aegis_dask.ckks.levels import LevelPlanner
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.scale import Scale
+from aegis_dask.ring.backend import concatenate, contiguous
 
 
 class Encryptor:
@@ -92,11 +93,11 @@ class Encryptor:
         zero = ring.ntt(ring.from_signed(sampling.error((batch, 2, n)), limbs), limbs)
         u = ring.ntt(ring.from_signed(sampling.ternary((batch, 1, n)), limbs), limbs)
         for h, half in enumerate((key.b, key.a)):
-            own = np.concatenate([half[window.start : window.stop], half[first:]])
+            own = concatenate(ring, [half[window.start : window.stop], half[first:]])
             for i in range(batch):
                 ring.multiply(u[i, 0], own, limbs, accumulate=zero[i, h])
         plan = LevelPlanner(params).mod_down(level, level)
-        return ring.mod_down(zero, plan, addend=np.ascontiguousarray(message)[:, None])
+        return ring.mod_down(zero, plan, addend=contiguous(ring, message)[:, None])
 
 
 class Decryptor:

@@ -299,6 +299,7 @@ class Evaluator:
             encoded[:, :, o, k] = residues
         primes = np.array([params.chain.primes[i] for i in limbs], np.uint64)[:, None, None, None]
         encoded = ((encoded.astype(np.uint64) << np.uint64(32)) % primes).astype(np.uint32)
+        held = ring.from_host(encoded)
         step = max(1, COMBINED_BYTES // (len(terms) * first[:1].nbytes))
         data = ring.empty((len(w), *first.data.shape))
         for start in range(0, first.batch, step):
@@ -306,7 +307,7 @@ class Evaluator:
             stacked = ring.empty((len(terms), part.stop - start, *first.data.shape[1:]))
             for k, t in enumerate(terms):
                 stacked[k] = t.data[part]
-            data[:, part] = ring.gemm(stacked, encoded, limbs)
+            data[:, part] = ring.gemm(stacked, held, limbs)
         out = []
         for row, constant in zip(data, constants, strict=True):
             total = first.with_data(row, scale=first.scale * scale)

@@ -25,6 +25,7 @@ from aegis_dask.ckks.galois import (
 )
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.errors import AegisError, IncompatibleError, LevelError, MissingKeyError
+from aegis_dask.ring.backend import take
 
 if TYPE_CHECKING:
     from aegis_dask.ring.backend import Array
@@ -150,8 +151,11 @@ class EvaluationKey:
         first = params.key_digits(self.level).start
         digits, kept = params.key_digits(level), params.key_limbs(level)
         rows = np.searchsorted(held, kept)
-        part = np.asarray(self.b)[digits.start - first : digits.stop - first, rows]
-        return EvaluationKey(params, np.ascontiguousarray(part), self.seed, level)
+        own = self.b[digits.start - first : digits.stop - first]
+        part = params.ring.empty((len(own), len(rows), params.ring_degree))
+        for d in range(len(own)):
+            part[d] = take(params.ring, own[d], rows)
+        return EvaluationKey(params, part, self.seed, level)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # without the half that is regenerated
@@ -401,7 +405,7 @@ class KeyGenerator:
         # In Montgomery form throughout: a uniform residue is its own uniform Montgomery form.
         b = ring.to_montgomery(ring.ntt(ring.from_signed(error, limbs), limbs), limbs)
         key = EvaluationKey(params, b, sampling.new_seed(), level)
-        b = ring.sub(b, ring.multiply(key.a, target[limbs], limbs), limbs, out=b)
+        b = ring.sub(b, ring.multiply(key.a, take(ring, target, limbs), limbs), limbs, out=b)
         for d, digit in enumerate(digits):
             bounds = range(params.digit_bounds[digit], params.digit_bounds[digit + 1])
             own = [i for i in limbs if i in bounds]
@@ -409,7 +413,7 @@ class KeyGenerator:
             rows = slice(first, first + len(own))
             factors = [[(params.chain.special_modulus << 32) % primes[i]] for i in own]
             ring.multiply_runs(
-                source[own], np.array(factors, np.uint32), own, accumulate=b[d, rows]
+                take(ring, source, own), np.array(factors, np.uint32), own, accumulate=b[d, rows]
             )
         return key
 

@@ -21,12 +21,10 @@ from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.errors import EncodingError, LevelError, ScaleError
 from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.operands import MIN_RUN
 
 if TYPE_CHECKING:
     from aegis_dask.ckks.evaluator import Evaluator
-
-MIN_RUN = 16
-"""Shortest run of equal residues for which products are one modular GEMM (`Ring.gemm`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +247,7 @@ def _plaintext_products(
     ring, n = ev.params.ring, ev.params.ring_degree
     shape = (batch, 2, len(limbs), n)
     first = True
-    if isinstance(t.weights, np.ndarray):
+    if not isinstance(t.weights, dict):
         rotated = ring.empty((len(t.babies), *shape))
         for j, b in enumerate(t.babies):
             term = baby(b, first)

@@ -47,7 +47,8 @@ class Plaintext:
         """Return all residues ``[limb, N]``, the runs of a periodic plaintext written out."""
         if not self.is_periodic:
             return self.data
-        return np.repeat(self.data, self.params.ring_degree // self.data.shape[1], axis=1)
+        runs = self.params.ring_degree // self.data.shape[1]
+        return self.params.ring.from_host(np.repeat(self.data, runs, axis=1))
 
     def __repr__(self) -> str:
         return f"Plaintext({self.params.name}, level {self.level}, scale 2^{self.scale.log2:.2f})"

@@ -18,6 +18,7 @@ from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import EncodingError, MissingKeyError, ProgramError
 from aegis_dask.program.hoisting import two_stages
 from aegis_dask.program.operations import PlainMatrix, Refresh, Shape, Store
+from aegis_dask.ring.backend import concatenate, contiguous
 
 WEIGHT_BYTES = 1 << 26
 """Encoded weights held at a time by `matrix_product`."""
@@ -90,7 +91,7 @@ class Encrypted:
         first = parts[0]
         if len(parts) == 1:
             return first
-        data = np.concatenate([p.batch.data for p in parts])
+        data = concatenate(self.params.ring, [p.batch.data for p in parts])
         shape = (sum(p.shape[0] for p in parts), *first.shape[1:])
         return CipherArray(first.batch.with_data(data), shape)
 
@@ -100,14 +101,17 @@ class Encrypted:
     def stack(self, tensors: Sequence[CipherArray]) -> CipherArray:
         """Put arrays side by side in a new last axis, at the lowest of their levels."""
         batches = self._at_one_level(tensors)
-        data = np.stack([b.data for b in batches], axis=1)
-        data = data.reshape(-1, *data.shape[2:])
+        first = batches[0].data
+        data = self.params.ring.empty((len(first), len(batches), *first.shape[1:]))
+        for i, b in enumerate(batches):
+            data[:, i] = b.data
+        data = data.reshape(-1, *first.shape[1:])
         return CipherArray(batches[0].with_data(data), (*tensors[0].shape, len(tensors)))
 
     def concatenate(self, tensors: Sequence[CipherArray]) -> CipherArray:
         """Put arrays one after the other, at the lowest of their levels."""
         batches = self._at_one_level(tensors)
-        data = np.concatenate([b.data for b in batches])
+        data = concatenate(self.params.ring, [b.data for b in batches])
         shape = (sum(t.shape[0] for t in tensors), *tensors[0].shape[1:])
         return CipherArray(batches[0].with_data(data), shape)
 
@@ -130,7 +134,7 @@ class Encrypted:
         if x.shape[-1] == 1:
             return CipherArray(x.batch, shape)
         data = x.batch.data.reshape(-1, 2, *x.batch.data.shape[1:])
-        real, imag = (x.batch.with_data(np.ascontiguousarray(data[:, k])) for k in (0, 1))
+        real, imag = (x.batch.with_data(contiguous(self.params.ring, data[:, k])) for k in (0, 1))
         rotated = self.evaluator.multiply_by_i(imag, sign % 4)
         return CipherArray(self.evaluator.add(real, rotated), shape)
 
@@ -192,7 +196,7 @@ class Encrypted:
         for i, r in enumerate(rows):
             if r not in encoded:
                 encoded = {r: self._encode(vectors, r, batch)}
-            plain, first = encoded[r], np.ascontiguousarray(data[i : i + 1, 0])
+            plain, first = encoded[r], contiguous(ring, data[i : i + 1, 0])
             if plain.is_periodic:
                 data[i : i + 1, 0] = ring.add_runs(first, plain.data, limbs)
             else:
@@ -234,7 +238,7 @@ class Encrypted:
         """Return x times vectors (see `PlainVectors`): one level."""
         batch, ring = x.batch, self.params.ring
         scale = self.params.scales[batch.level]
-        limbs, data = self.params.limbs(batch.level), np.empty_like(batch.data)
+        limbs, data = self.params.limbs(batch.level), ring.empty(batch.data.shape)
         like = batch.with_data(batch.data, scale=scale)
         encoded: dict[int, Any] = {}
         for i, r in enumerate(self._rows(vectors, x)):
@@ -308,7 +312,7 @@ class Encrypted:
         data = x.batch.data.reshape(-1, len(steps), *x.batch.data.shape[1:])
         total: Ciphertext | None = None
         for i, s in enumerate(steps):
-            term = x.batch.with_data(np.ascontiguousarray(data[:, i]))
+            term = x.batch.with_data(contiguous(self.params.ring, data[:, i]))
             if s:
                 term = self._by_parts(lambda b, s=s: self.evaluator.rotate(b, s), term)
             total = term if total is None else self.evaluator.add(total, term)
@@ -355,7 +359,7 @@ class Encrypted:
                 done.append(fine)
             else:
                 done.append(bootstrapper.refresh(one, how.real))
-        data = np.concatenate([y.data for y in done])
+        data = concatenate(self.params.ring, [y.data for y in done])
         refreshed = self._like(done[0].with_data(data), x)
         return self.multiply_integer(refreshed, 1 << how.shrink) if how.shrink else refreshed
 

@@ -169,6 +169,24 @@ class Ring(Protocol):
         """
 
 
+def concatenate(ring: Ring, arrays: Sequence[Array]) -> Array:
+    """Return arrays that differ in their first axis only, one after the other."""
+    out = ring.empty((sum(len(x) for x in arrays), *arrays[0].shape[1:]))
+    start = 0
+    for x in arrays:
+        out[start : start + len(x)] = x
+        start += len(x)
+    return out
+
+
+def take(ring: Ring, x: Array, rows: Limbs) -> Array:
+    """Return rows of the first axis, in memory of their own."""
+    out = ring.empty((len(rows), *x.shape[1:]))
+    for i, row in enumerate(rows):
+        out[i] = x[int(row)]
+    return out
+
+
 def contiguous(ring: Ring, x: Array) -> Array:
     """Return x if it is contiguous, else a copy in memory of the ring, which is reused.
 

@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from aegis_dask.errors import BackendError
 from aegis_dask.ring.chain import ModulusChain
 
 if TYPE_CHECKING:
     from aegis_dask.ring.backend import Ring
 
+# Numba takes half a second to import, CuPy as much; only programs that compute pay for them.
 
-@lru_cache(maxsize=16)
-def get_ring(chain: ModulusChain) -> Ring:
-    """Return the kernels and constants for `chain`, made once per process."""
-    # Numba takes half a second to import; only programs that compute pay for it.
+
+def _make_cpu(chain: ModulusChain) -> Ring:
     from aegis_dask.ring.numba_backend.ring import NumbaRing
 
     return NumbaRing(chain)
+
+
+def _make_cuda(chain: ModulusChain) -> Ring:
+    from aegis_dask.ring.cuda_backend.device import CupyDevice
+    from aegis_dask.ring.cuda_backend.ring import CudaRing
+
+    return CudaRing(chain, CupyDevice())
+
+
+BACKENDS: dict[str, Callable[[ModulusChain], Ring]] = {"cpu": _make_cpu, "cuda": _make_cuda}
+"""Name -> what makes the kernels of a chain."""
+
+
+def backend_name() -> str:
+    """Return the backend of this process: as configured, or a GPU where one can be used.
+
+    Raises
+    ------
+    BackendError
+        If the setting names none.
+    """
+    from aegis_dask import config
+
+    name = config.backend()
+    if name == "auto":
+        return "cuda" if _has_gpu() else "cpu"
+    if name not in BACKENDS:
+        raise BackendError(
+            f"the backend is set to {name!r} ({config.BACKEND}, DASK_AEGIS__BACKEND); it is "
+            f"'auto', {', '.join(map(repr, BACKENDS))}"
+        )
+    return name
+
+
+@lru_cache(maxsize=1)
+def _has_gpu() -> bool:
+    from importlib.util import find_spec
+
+    if find_spec("cupy") is None:
+        return False
+    from aegis_dask.ring.cuda_backend.device import is_available
+
+    return is_available()
+
+
+def get_ring(chain: ModulusChain) -> Ring:
+    """Return the kernels and constants for `chain`, made once per process and backend.
+
+    Raises
+    ------
+    BackendError
+        If the backend that is asked for cannot be used here.
+    """
+    return _get_ring(chain, backend_name())
+
+
+@lru_cache(maxsize=16)
+def _get_ring(chain: ModulusChain, backend: str) -> Ring:
+    return BACKENDS[backend](chain)

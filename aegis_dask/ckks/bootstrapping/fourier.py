@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_dask.ckks.linear import MIN_RUN
 from aegis_dask.errors import ParameterError
+from aegis_dask.ring.operands import MIN_RUN
 from aegis_dask.ring.tables import powers
 
 Diagonals = dict[int, NDArray[np.complex128]]

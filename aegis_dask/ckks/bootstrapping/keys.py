@@ -24,6 +24,7 @@ from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
 from aegis_dask.ckks.parameters import check_same
 from aegis_dask.errors import MissingKeyError
+from aegis_dask.ring.backend import take
 from aegis_dask.ring.registry import get_ring
 
 if TYPE_CHECKING:
@@ -191,8 +192,7 @@ def bootstrapping_keys(
     raised = {}
     for step in required.raised:
         inverse = pow(5, -step % (n // 2), 2 * n)
-        target = secret_key._automorphism(inverse)
-        target = np.ascontiguousarray(target[list(limbs)])
+        target = take(ring, secret_key._automorphism(inverse), limbs)
         raised[step] = _seeded_key(ring, limbs, message[None], target)
     return BootstrappingKeys(params, evaluation, to_sparse, raised)
 

@@ -24,11 +24,12 @@ from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.bootstrapping.raising import Raised
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.galois import rotation_element
-from aegis_dask.ckks.linear import MIN_RUN, encode_full, encode_runs, special_factors
+from aegis_dask.ckks.linear import encode_full, encode_runs, special_factors
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.operands import MIN_RUN
 
 Baby = Callable[[int], Any]
 """Index of a baby step -> P times the rotation over QP, before its automorphism."""

@@ -15,7 +15,6 @@ from aegis_dask.ring.numba_backend.basis import gemm_block
 from aegis_dask.ring.numba_backend.jit import kernel
 from aegis_dask.ring.numba_backend.simd import vload, vstore
 
-MIN_RUN = 16
 WIDTH = 256
 
 _block4, _block1 = gemm_block(4, 2), gemm_block(1, 2)

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from aegis_dask.errors import BackendError
+from aegis_dask.ring import operands
 from aegis_dask.ring.automorphisms import automorphism_tables
 from aegis_dask.ring.backend import Array, Limbs
 from aegis_dask.ring.chain import ModulusChain
@@ -117,11 +118,7 @@ def _flat(x: Array) -> Array:
 
 def _flat_out(x: Array) -> Array:
     """Flatten an array that is written to: a copy would lose the result."""
-    if not x.flags.c_contiguous:
-        raise BackendError(
-            f"an array of shape {x.shape} is to be written but is not contiguous; give a "
-            "contiguous one or leave it out"
-        )
+    operands.check_contiguous(x)
     if not (x.flags.writeable and x.flags.aligned):
         raise BackendError(
             f"an array of shape {x.shape} is to be written but is read-only or not aligned; give "
@@ -195,18 +192,13 @@ class NumbaRing:
 
     def _limbs(self, x: Array, limbs: Limbs) -> NDArray[np.int64]:
         index = np.asarray(limbs, np.int64)
-        if x.shape[-2:] != (len(index), self.degree):
-            raise BackendError(
-                f"an array of shape {x.shape} was given for {len(index)} limbs of "
-                f"{self.degree} points"
-            )
+        operands.check_limbs(x, len(index), self.degree)
         return index
 
     @staticmethod
     def _poly_index(x: Array, y: Array) -> NDArray[np.int64]:
         """Index of the polynomial of y that goes with each polynomial of x."""
-        if y.shape[-2:] != x.shape[-2:]:
-            raise BackendError(f"operands of shapes {x.shape} and {y.shape} differ in limbs or N")
+        operands.check_same_limbs(x, y)
         count = prod(y.shape[:-2])
         own = np.arange(count, dtype=np.int64).reshape(y.shape[:-2])
         return np.broadcast_to(own, x.shape[:-2]).reshape(-1)
@@ -298,7 +290,7 @@ class NumbaRing:
         """See `Ring.multiply_runs`."""
         index = self._limbs(x, limbs)
         q = self._q[index]
-        self._check_runs(w, len(index))
+        operands.check_runs(w, len(index), self.degree)
         ws = ((w.astype(np.uint64) << np.uint64(32)) // q.astype(np.uint64)[:, None]).astype(
             np.uint32
         )
@@ -320,19 +312,12 @@ class NumbaRing:
     def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
         """See `Ring.add_runs`."""
         index, out = self._limbs(x, limbs), self.empty(x.shape)
-        self._check_runs(w, len(index))
+        operands.check_runs(w, len(index), self.degree)
         polys = prod(x.shape[:-2])
         q = self._q[index]
         w = np.ascontiguousarray(w)
         _call(elementwise.add_runs, _flat(out), _flat(x), w, polys, q, self.degree)
         return out
-
-    def _check_runs(self, w: NDArray[np.uint32], limbs: int) -> None:
-        if w.ndim != 2 or w.shape[0] != limbs or self.degree % (16 * w.shape[1]):
-            raise BackendError(
-                f"constants of shape {w.shape} do not fit {limbs} limbs with runs of at least 16 "
-                f"of {self.degree} points"
-            )
 
     def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """See `Ring.tensor`."""
@@ -346,16 +331,7 @@ class NumbaRing:
     def contract(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """See `Ring.contract`."""
         index = self._limbs(x, limbs)
-        if (
-            x.ndim not in (4, 5)
-            or x.shape[-3] != 2
-            or y.shape[1:] != x.shape[-4:]
-            or 0 in (*x.shape, *y.shape)
-        ):
-            raise BackendError(
-                f"operands of shapes {x.shape} and {y.shape} do not fit; [(row,) term, 2, limb, N] "
-                "and [output, term, 2, limb, N] with at least one term are needed"
-            )
+        operands.check_contraction(x, y)
         left = x if x.ndim == 5 else x[None]
         rows, terms, outs = *left.shape[:2], y.shape[0]
         out = self.empty((*x.shape[:-4], outs, 3, *x.shape[-2:]))
@@ -363,9 +339,9 @@ class NumbaRing:
         flat_y, steps_y = _leading(y, 2)
         size = contract.sums_size(self.degree)
         sums = self.empty((numba.get_num_threads(), 2 * size)).reshape(-1).view(np.uint64)
-        operands = (sums, size, flat_x, *steps_x, flat_y, *steps_y, rows, outs, terms)
+        arrays = (sums, size, flat_x, *steps_x, flat_y, *steps_y, rows, outs, terms)
         q = (self._q[index], self._q_inv[index], self._r2[index])
-        _call(contract.contract, _flat(out), *operands, *q, self.degree)
+        _call(contract.contract, _flat(out), *arrays, *q, self.degree)
         return out
 
     def from_signed(self, x: NDArray[np.int64], limbs: Limbs) -> Array:
@@ -396,8 +372,7 @@ class NumbaRing:
 
     def uniform(self, seed: bytes, domain: int, indices: Sequence[int], limbs: Limbs) -> Array:
         """See `Ring.uniform`."""
-        if len(seed) != 32:
-            raise BackendError(f"a seed has 32 bytes, {len(seed)} were given")
+        operands.check_seed(seed)
         index = np.asarray(limbs, np.int64)
         out = self.empty((len(indices), len(index), self.degree))
         _call(
@@ -507,7 +482,7 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.inner_product`."""
         batch, _, nl, _ = digits.shape
-        key_index = self._key_index(x, key_b, key_a, constants, key_rows)
+        key_index = operands.key_index(self.chain, x, key_b, key_a, constants, key_rows)
         out = self.empty((batch, 2, nl, self.degree))
         _call(
             keyswitch.inner_product,
@@ -538,7 +513,7 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.mod_down`."""
         c, n = constants, self.degree
-        self._check_addend(x, addend)
+        operands.check_addend(x, addend)
         batch, components, limbs, _ = x.shape
         polys = batch * components
         index = np.full((batch, components), -1, np.int64)
@@ -601,8 +576,8 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.switch_key`."""
         r, n, batch = raise_constants, self.degree, x.shape[0]
-        key_index = self._key_index(x, key_b, key_a, r, key_rows)
-        self._check_addend(x[:, None], addend)
+        key_index = operands.key_index(self.chain, x, key_b, key_a, r, key_rows)
+        operands.check_addend(x[:, None], addend)
         digits = self.raise_digits(x, r)
         nd = digits.shape[1]
         used, addend_limbs = (0, 0) if addend is None else (addend.shape[1], addend.shape[2])
@@ -658,52 +633,6 @@ class NumbaRing:
         )
         return out
 
-    def _key_index(
-        self,
-        x: Array,
-        key_b: Array,
-        key_a: Array,
-        constants: DigitRaise,
-        rows: NDArray[np.int64] | None,
-    ) -> NDArray[np.int64]:
-        """Return the row of the key for every digit and limb, `rows` or those of a full key."""
-        digits, limbs = len(constants.conversions), constants.limbs
-        if digits > 8:
-            raise BackendError(f"key switching with {digits} digits; at most 8 are supported")
-        window = int((limbs < len(self.chain.primes)).sum())
-        if x.shape[1:] != (window, self.degree):
-            raise BackendError(f"an array of shape {x.shape} was given for {window} limbs")
-        if rows is None:
-            count = len(self._primes)
-            shape = (constants.first_digit + digits, count, self.degree)
-            for key in (key_b, key_a):
-                if key.shape[0] < shape[0] or key.shape[1:] != shape[1:]:
-                    raise BackendError(f"a key of shape {key.shape} was given, {shape} is needed")
-            first = constants.first_digit + np.arange(digits, dtype=np.int64)
-            return first[:, None] * count + limbs
-        held = prod(key_b.shape[:-1])
-        if (
-            key_a.shape != key_b.shape
-            or key_b.shape[-1] != self.degree
-            or rows.shape != (digits, len(limbs))
-            or rows.min() < 0
-            or rows.max() >= held
-        ):
-            raise BackendError(
-                f"rows {rows.shape} up to {rows.max(initial=-1)} of keys of shapes {key_b.shape} "
-                f"and {key_a.shape} were given; [{digits}, {len(limbs)}] existing rows are needed"
-            )
-        return np.ascontiguousarray(rows, np.int64)
-
-    @staticmethod
-    def _check_addend(x: Array, addend: Array | None) -> None:
-        if addend is not None and (
-            addend.shape[0] != x.shape[0]
-            or addend.shape[2] > x.shape[2]
-            or addend.shape[3] != x.shape[3]
-        ):
-            raise BackendError(f"an addend of shape {addend.shape} does not fit {x.shape}")
-
     # -- matrix products --------------------------------------------------------------------
 
     def gemm(
@@ -711,21 +640,8 @@ class NumbaRing:
     ) -> Array:
         """See `Ring.gemm`."""
         index = self._limbs(x, limbs)
-        if weights.ndim != 4 or weights.shape[0] != len(index) or weights.shape[3] != x.shape[0]:
-            raise BackendError(
-                f"weights of shape {weights.shape} do not fit {x.shape[0]} inputs of "
-                f"{len(index)} limbs; expected [limb, run, output, input]"
-            )
-        if self.degree // weights.shape[1] < gemm.MIN_RUN:
-            raise BackendError(
-                f"{weights.shape[1]} runs of {self.degree} points are shorter than {gemm.MIN_RUN}"
-            )
-        shape = (weights.shape[2], *x.shape[1:])
+        shape = operands.product_shape(x, weights, len(index), accumulate)
         out = self.empty(shape) if accumulate is None else accumulate
-        if out.shape != shape:
-            raise BackendError(
-                f"an array of shape {out.shape} was given to add products of shape {shape} to"
-            )
         flat_x, (step_x,) = _leading(x, 1)
         flat_weights, steps = _leading(weights, 4)
         _call(
@@ -747,14 +663,8 @@ class NumbaRing:
     def encode_weights(self, coefficients: NDArray[np.int64], limbs: Limbs) -> Array:
         """See `Ring.encode_weights`."""
         index = np.asarray(limbs, np.int64)
-        runs = coefficients.shape[0] if coefficients.ndim else 0
-        if coefficients.dtype != np.int64 or runs < 1 or runs & (runs - 1):
-            raise BackendError(
-                f"coefficients {coefficients.dtype}{list(coefficients.shape)} were given; int64 "
-                "with a power of two as first axis is needed"
-            )
-        if 16 * runs > self.degree:
-            raise BackendError(f"{runs} runs of {self.degree} points are shorter than 16")
+        operands.check_coefficients(coefficients, self.degree)
+        runs = coefficients.shape[0]
         out = self.empty((len(index), *coefficients.shape))
         _call(
             subring.encode_runs,

@@ -1,0 +1,16 @@
+"""Settings of a process, from Dask's configuration.
+
+`dask.config.set({"aegis.backend": "cpu"})`, the environment variable ``DASK_AEGIS__BACKEND``, or an
+entry ``aegis: {backend: cpu}`` in one of Dask's configuration files.
+"""
+
+from __future__ import annotations
+
+import dask.config
+
+BACKEND = "aegis.backend"
+
+
+def backend() -> str:
+    """Return the backend that is asked for: ``"auto"`` by default, ``"cpu"`` or ``"cuda"``."""
+    return str(dask.config.get(BACKEND, "auto")).lower()

@@ -1,0 +1,139 @@
+"""A GPU, through CuPy: memory, compiled kernels, launches on the current stream."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.errors import BackendError, DeviceMemoryError
+from aegis_dask.ring.cuda_backend import sources
+from aegis_dask.ring.cuda_backend.arguments import Arguments
+
+OPTIONS = ("-std=c++17", "--extra-device-vectorization")
+INSTALL = "pip install 'aegis-dask[cuda13]' (or cuda12, as 'nvidia-smi' says)"
+
+
+@cache
+def require_cupy() -> Any:
+    """Return CuPy, if it works here.
+
+    Raises
+    ------
+    BackendError
+        If it is missing, was built for another CUDA, or finds no driver or GPU.
+    """
+    try:
+        import cupy
+    except ImportError as e:
+        raise BackendError(
+            f"the GPU backend needs CuPy, which cannot be imported ({e}); {INSTALL}, or use the "
+            "CPU: DASK_AEGIS__BACKEND=cpu"
+        ) from e
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as e:
+        version = cupy.cuda.runtime.runtimeGetVersion()
+        try:
+            driver = cupy.cuda.runtime.driverGetVersion()
+        except cupy.cuda.runtime.CUDARuntimeError:
+            driver = 0
+        if driver and driver // 1000 < version // 1000:
+            raise BackendError(
+                f"CuPy is built for CUDA {version // 1000}, the driver supports CUDA "
+                f"{driver // 1000} at most; install cupy-cuda{driver // 1000}x instead, or a newer "
+                "driver"
+            ) from e
+        raise BackendError(
+            f"no GPU can be used: {e}. Install NVIDIA's driver, check 'nvidia-smi' and "
+            "CUDA_VISIBLE_DEVICES, or use the CPU: DASK_AEGIS__BACKEND=cpu"
+        ) from e
+    if count == 0:
+        raise BackendError(
+            "no GPU is visible; check CUDA_VISIBLE_DEVICES, or use the CPU: DASK_AEGIS__BACKEND=cpu"
+        )
+    return cupy
+
+
+def is_available() -> bool:
+    """Tell whether there are CuPy and a GPU."""
+    try:
+        require_cupy()
+    except BackendError:
+        return False
+    return True
+
+
+class CupyDevice:
+    """The current GPU of this process; arrays are CuPy's, from its current allocator."""
+
+    def __init__(self) -> None:
+        self.cupy = require_cupy()
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """Return an uninitialised uint32 array."""
+        return self._allocate(lambda: self.cupy.empty(shape, np.uint32), 4 * _size(shape))
+
+    def upload(self, x: NDArray[Any]) -> Any:
+        """Copy a host array to the device."""
+        return self._allocate(lambda: self.cupy.asarray(x), x.nbytes)
+
+    def download(self, x: Any) -> NDArray[Any]:
+        """Copy an array to the host."""
+        found: NDArray[Any] = self.cupy.asnumpy(x)
+        return found
+
+    def contiguous(self, x: Any) -> Any:
+        """Return x, or a contiguous copy of it."""
+        return self._allocate(lambda: self.cupy.ascontiguousarray(x), x.nbytes)
+
+    def address(self, x: Any) -> int:
+        """Return the address of the first element."""
+        return int(x.data.ptr)
+
+    def launch(self, kernel: str, log_n: int, grid: tuple[int, ...], arguments: list[Any]) -> None:
+        """Launch a kernel on the current stream."""
+        held = Arguments(arguments, self.address)
+        block = (sources.threads(kernel, log_n), 1, 1)
+        stream = self.cupy.cuda.get_current_stream().ptr
+        function = _function(kernel, log_n, self.cupy.cuda.runtime.getDevice())
+        try:
+            self.cupy.cuda.driver.launchKernel(function, *grid, *block, 0, stream, held.pointer, 0)
+        except self.cupy.cuda.driver.CUDADriverError as e:
+            raise BackendError(
+                f"the GPU refused kernel {kernel} with grid {grid}: {e}. If an earlier kernel has "
+                "failed, this process cannot use the GPU any more; start it again, with "
+                "CUDA_LAUNCH_BLOCKING=1 to see which one it was"
+            ) from e
+
+    def _allocate(self, make: Any, size: int) -> Any:
+        try:
+            return make()
+        except self.cupy.cuda.memory.OutOfMemoryError as e:
+            free, total = self.cupy.cuda.runtime.memGetInfo()
+            raise DeviceMemoryError(
+                f"{size / 1e9:.2f} GB more are needed on the GPU, which has {free / 1e9:.2f} of "
+                f"{total / 1e9:.2f} GB left beside the pool; use more workers, shorter sequences, "
+                "or a lower memory target for tasks (target_seconds)"
+            ) from e
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out
+
+
+@lru_cache(maxsize=8)
+def _module(log_n: int) -> Any:
+    options = (*OPTIONS, f"-DLOG_N={log_n}")
+    return require_cupy().RawModule(code=sources.text(), options=options)
+
+
+@lru_cache(maxsize=1024)
+def _function(kernel: str, log_n: int, device: int) -> int:
+    """Return the handle of a kernel on a device; compiled once, then cached on disk by CuPy."""
+    return int(_module(log_n).get_function(kernel).kernel.ptr)

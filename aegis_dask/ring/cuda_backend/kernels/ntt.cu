@@ -1,0 +1,144 @@
+// Transforms of batches of limbs. Grids: (rows, 256 / COLUMNS) for the row stages and
+// (rows, N / 256 / TAILS) for the tails.
+#include "ntt.cuh"
+
+// First launch of the forward transform: [0, 4p) in and out. src and dst may be the same.
+PHASED(ntt_rows, ROW_THREADS)
+(u32* dst, const u32* src, Rows rows, Twiddles twiddles, const Prime* table) {
+    SHARED(u32, shared, ROW_WORDS);
+    const u32 c = threadIdx.x % COLUMNS, g = threadIdx.x / COLUMNS;
+    const int prime = prime_of(rows, blockIdx.x);
+    const u32 p = table[prime].q;
+    const Factor* w = scalar_of(twiddles, prime);
+    const size_t base = row_of(rows, blockIdx.x) * N + blockIdx.y * COLUMNS + c;
+    u32 x[HELD];
+    UNROLL for (int i = 0; i < HELD; i++) x[i] = src[base + (size_t)(g + i * GROUPS) * TAIL];
+    forward_stages<FIRST>(x, w, 1, p);
+    UNROLL for (int i = 0; i < HELD; i++) shared[row_place(g + i * GROUPS, c)] = x[i];
+    BARRIER;
+    UNROLL for (int i = 0; i < HELD; i++) x[i] = shared[row_place(g * HELD + i, c)];
+    UNROLL for (int u = 0; u < HELD / GROUPS; u++)
+        forward_stages<SECOND>(x + u * GROUPS, w, HELD + g * (HELD / GROUPS) + u, p);
+    UNROLL for (int i = 0; i < HELD; i++) dst[base + (size_t)(g * HELD + i) * TAIL] = x[i];
+}
+
+// Second launch of the inverse transform: [0, 2p) -> [0, p), times factors[r % period].
+PHASED(intt_rows, ROW_THREADS)
+(u32* x_, Rows rows, const Factor* factors, Twiddles twiddles, const Prime* table) {
+    SHARED(u32, shared, ROW_WORDS);
+    const u32 c = threadIdx.x % COLUMNS, g = threadIdx.x / COLUMNS;
+    const int prime = prime_of(rows, blockIdx.x);
+    const u32 p = table[prime].q;
+    const Factor* w = scalar_of(twiddles, prime);
+    const Factor f = factors[blockIdx.x % rows.period];
+    const size_t base = row_of(rows, blockIdx.x) * N + blockIdx.y * COLUMNS + c;
+    u32 x[HELD];
+    UNROLL for (int i = 0; i < HELD; i++) x[i] = x_[base + (size_t)(g * HELD + i) * TAIL];
+    UNROLL for (int u = 0; u < HELD / GROUPS; u++)
+        inverse_stages<SECOND>(x + u * GROUPS, w, HELD + g * (HELD / GROUPS) + u, p);
+    UNROLL for (int i = 0; i < HELD; i++) shared[row_place(g * HELD + i, c)] = x[i];
+    BARRIER;
+    UNROLL for (int i = 0; i < HELD; i++) x[i] = shared[row_place(g + i * GROUPS, c)];
+    inverse_stages<FIRST>(x, w, 1, p);
+    UNROLL for (int i = 0; i < HELD; i++)
+        x_[base + (size_t)(g + i * GROUPS) * TAIL] = shoup_mod(x[i], f, p);
+}
+
+// The tail of the forward transform up to the last butterfly, as a piece of a kernel: it reads the
+// words at `source` and leaves word `lane + 16 i` of the tail in x[i], in [0, 4p).
+#define FORWARD_TAIL(source)                                                                       \
+    SHARED(u32, shared, TAIL_WORDS);                                                               \
+    const u32 lane = threadIdx.x % 16, own = threadIdx.x / 16, tail = blockIdx.y * TAILS + own;    \
+    u32* mine = shared + own * 17 * 16;                                                            \
+    u32 x[16];                                                                                     \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = (source)[tail * TAIL + lane + 16 * i];              \
+    forward_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p);                          \
+    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * i + lane)] = x[i];                    \
+    BARRIER;                                                                                       \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * lane + i)];                    \
+    forward_lane(x, lanes_of(twiddles, prime, tail, lane), p);                                     \
+    BARRIER;                                                                                       \
+    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * lane + i)] = x[i];                    \
+    BARRIER;                                                                                       \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * i + lane)];
+
+// Second launch of the forward transform, in place: canonical.
+PHASED(ntt_tails, TAIL_THREADS)(u32* x_, Rows rows, Twiddles twiddles, const Prime* table) {
+    const int prime = prime_of(rows, blockIdx.x);
+    const u32 p = table[prime].q;
+    u32* row = x_ + row_of(rows, blockIdx.x) * N;
+    FORWARD_TAIL(row)
+    UNROLL for (int i = 0; i < 16; i++) row[tail * TAIL + lane + 16 * i] = canonical4(x[i], p);
+}
+
+// An addend of a division, `[batch, used, limbs, N]`; nullptr for none.
+struct Addend {
+    const u32* data;
+    int used, limbs;
+};
+
+// Second launch of the forward transform of a remainder, and the division that it is for:
+// `out = factor x - NTT(remainder) (+ addend_factor addend)`, then X -> X^g by scattering, with
+// `inverse` = g^-1. Row r is limb k = r % period of polynomial r / period; its x is
+// row target_rows[k] (any where it is -1, the factors are 0 there) of `x_limbs`.
+PHASED(ntt_tails_divide, TAIL_THREADS)
+(u32* out, const u32* remainder, const u32* x_, int x_limbs, int components, const int* target_rows,
+ const Factor* factors, Addend addend, const Factor* addend_factors, u32 inverse, Rows rows,
+ Twiddles twiddles, const Prime* table) {
+    const int prime = prime_of(rows, blockIdx.x);
+    const u32 p = table[prime].q;
+    const int k = blockIdx.x % rows.period, poly = blockIdx.x / rows.period;
+    const int target = max(target_rows[k], 0);
+    const Factor f = factors[k], g = addend_factors[k];
+    const size_t row = (size_t)blockIdx.x * N;
+    const u32* own_x = x_ + ((size_t)poly * x_limbs + target) * N;
+    const int component = poly % components;
+    const bool added = addend.data && component < addend.used;
+    const u32* own_addend =
+        added ? addend.data +
+                    (((size_t)(poly / components) * addend.used + component) * addend.limbs + target) * N
+              : nullptr;
+    FORWARD_TAIL(remainder + row)
+    UNROLL for (int i = 0; i < 16; i++) {
+        const u32 point = tail * TAIL + lane + 16 * i;
+        u32 t = shoup(own_x[point], f, p) + 2 * p - halve4(x[i], p);  // (0, 4p)
+        if (added) t = halve4(t, p) + shoup(own_addend[point], g, p);
+        out[row + (inverse == 1 ? point : source_of(point, inverse))] = canonical4(t, p);
+    }
+}
+
+#define INVERSE_TAIL(destination)                                                                  \
+    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * i + lane)] = x[i];                    \
+    BARRIER;                                                                                       \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * lane + i)];                    \
+    inverse_lane(x, lanes_of(twiddles, prime, tail, lane), p);                                     \
+    BARRIER;                                                                                       \
+    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * lane + i)] = x[i];                    \
+    BARRIER;                                                                                       \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * i + lane)];                    \
+    inverse_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p);                          \
+    UNROLL for (int i = 0; i < 16; i++) (destination)[tail * TAIL + lane + 16 * i] = x[i];
+
+// First launch of the inverse transform: [0, 2p) -> [0, 2p). Rows are those of src; dst has row r
+// at place r. With an addend, `addend_factors[k] addend` is added first (see `ntt_tails_divide`).
+PHASED(intt_tails, TAIL_THREADS)
+(u32* dst, const u32* src, Addend addend, int components, const Factor* addend_factors, Rows rows,
+ Twiddles twiddles, const Prime* table) {
+    SHARED(u32, shared, TAIL_WORDS);
+    const u32 lane = threadIdx.x % 16, own = threadIdx.x / 16, tail = blockIdx.y * TAILS + own;
+    u32* mine = shared + own * 17 * 16;
+    const int prime = prime_of(rows, blockIdx.x);
+    const u32 p = table[prime].q;
+    const u32* row = src + row_of(rows, blockIdx.x) * N;
+    u32 x[16];
+    UNROLL for (int i = 0; i < 16; i++) x[i] = row[tail * TAIL + lane + 16 * i];
+    const int k = blockIdx.x % rows.period, poly = blockIdx.x / rows.period;
+    if (addend.data && poly % components < addend.used && addend_factors[k].w) {
+        const Factor f = addend_factors[k];
+        const size_t which = (size_t)(poly / components) * addend.used + poly % components;
+        const u32* own_addend = addend.data + (which * addend.limbs + rows.rows[k]) * N;
+        UNROLL for (int i = 0; i < 16; i++)
+            x[i] = halve4(x[i] + shoup(own_addend[tail * TAIL + lane + 16 * i], f, p), p);
+    }
+    INVERSE_TAIL(dst + (size_t)blockIdx.x * N)
+}

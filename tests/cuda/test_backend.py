@@ -1,0 +1,93 @@
+"""Which backend is used, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import sys
+
+import dask.config
+import pytest
+
+from aegis_dask.errors import BackendError
+from aegis_dask.ring import registry
+from aegis_dask.ring.cuda_backend import device, sources
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    registry._has_gpu.cache_clear()
+    device.require_cupy.cache_clear()
+
+
+def test_the_cpu_is_used_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_available", lambda: False)
+    with dask.config.set({"aegis.backend": "auto"}):
+        assert registry.backend_name() == "cpu"
+
+
+def test_a_gpu_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+    monkeypatch.setattr(device, "is_available", lambda: True)
+    with dask.config.set({"aegis.backend": "auto"}):
+        assert registry.backend_name() == "cuda"
+    with dask.config.set({"aegis.backend": "CPU"}):
+        assert registry.backend_name() == "cpu"
+
+
+def test_unknown_backends_are_refused() -> None:
+    with (
+        dask.config.set({"aegis.backend": "tpu"}),
+        pytest.raises(BackendError, match=r"set to 'tpu' \(aegis.backend, DASK_AEGIS__BACKEND\)"),
+    ):
+        registry.backend_name()
+
+
+def test_missing_cupy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match=r"needs CuPy.*pip install 'aegis-dask\[cuda13\]'"):
+        device.require_cupy()
+
+
+class _RuntimeError(Exception):
+    pass
+
+
+class FakeCupy:
+    """As much of CuPy as is asked before a GPU is used."""
+
+    def __init__(self, runtime: int, driver: int, devices: int | None) -> None:
+        self.cuda = self.runtime = self
+        self.CUDARuntimeError = _RuntimeError
+        self._runtime, self._driver, self._devices = runtime, driver, devices
+
+    def getDeviceCount(self) -> int:  # noqa: N802
+        if self._devices is None:
+            raise _RuntimeError("cudaErrorInsufficientDriver")
+        return self._devices
+
+    def runtimeGetVersion(self) -> int:  # noqa: N802
+        return self._runtime
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return self._driver
+
+
+@pytest.mark.parametrize(
+    ("fake", "message"),
+    [
+        (FakeCupy(13000, 0, None), "no GPU can be used: cudaErrorInsufficientDriver. Install"),
+        (FakeCupy(13000, 12040, None), "supports CUDA 12 at most; install cupy-cuda12x"),
+        (FakeCupy(13000, 13000, 0), "no GPU is visible; check CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_what_is_wrong_with_the_gpu_is_said(
+    fake: FakeCupy, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match=message):
+        device.require_cupy()
+    assert not device.is_available()
+
+
+@pytest.mark.parametrize("log_n", range(sources.MIN_LOG_N, sources.MAX_LOG_N + 1))
+def test_blocks_have_a_whole_number_of_warps(log_n: int) -> None:
+    assert {sources.threads(k, log_n) % 32 for k in sources.kernels()} == {0}

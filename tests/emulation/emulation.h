@@ -1,0 +1,136 @@
+// CUDA's grid, threads, shared memory and barriers for a host compiler (C++20).
+//
+// A kernel with barriers is a coroutine that suspends at each: all threads of a block run to the
+// first barrier, one after another in an order that changes with every phase, then to the next. What
+// depends on the order of threads between two barriers, a race on a GPU, gives wrong results here.
+// Shared memory is filled with noise before every block.
+#pragma once
+#include <coroutine>
+#include <cstdint>
+#include <cstdlib>
+#include <exception>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+struct Index {
+    unsigned x, y, z;
+};
+static Index threadIdx, blockIdx;
+
+namespace emulation {
+
+struct Thread {
+    struct promise_type {
+        Thread get_return_object() {
+            return {std::coroutine_handle<promise_type>::from_promise(*this)};
+        }
+        std::suspend_always initial_suspend() noexcept { return {}; }
+        std::suspend_always final_suspend() noexcept { return {}; }
+        void return_void() {}
+        void unhandled_exception() { std::terminate(); }
+    };
+    std::coroutine_handle<promise_type> handle;
+};
+
+// Static shared arrays of a block are limited to 48 KiB.
+static std::vector<unsigned char> memory(48 << 10);
+static size_t taken;
+static uint64_t state;
+
+static uint64_t random_word() {  // splitmix64
+    uint64_t z = (state += 0x9E3779B97F4A7C15);
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+    z = (z ^ z >> 27) * 0x94D049BB133111EB;
+    return z ^ z >> 31;
+}
+
+static void* shared(size_t size) {
+    void* out = memory.data() + taken;
+    taken += (size + 15) / 16 * 16;
+    if (taken > memory.size()) std::abort();
+    return out;
+}
+
+// Call f(thread) for every thread of the block once, in a new order. `threads` is any number.
+template <class F> static void in_some_order(unsigned threads, F f) {
+    unsigned start = random_word() % threads;
+    bool backwards = random_word() & 1;
+    for (unsigned i = 0; i < threads; i++) {
+        unsigned t = (start + i) % threads;
+        threadIdx = {backwards ? threads - 1 - t : t, 0, 0};
+        f(threadIdx.x);
+    }
+}
+
+template <class F> static void for_blocks(const unsigned* grid, F f) {
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
+                f();
+            }
+}
+
+template <class... A, size_t... I>
+static std::tuple<std::decay_t<A>...> unpack(void** arguments, std::index_sequence<I...>) {
+    return {*static_cast<std::decay_t<A>*>(arguments[I])...};
+}
+
+template <class... A>
+static void launch(void (*kernel)(A...), void** arguments, const unsigned* grid, unsigned threads) {
+    auto values = unpack<A...>(arguments, std::index_sequence_for<A...>{});
+    for_blocks(grid, [&] {
+        in_some_order(threads, [&](unsigned) { std::apply(kernel, values); });
+    });
+}
+
+template <class... A>
+static void launch(Thread (*kernel)(A...), void** arguments, const unsigned* grid,
+                   unsigned threads) {
+    auto values = unpack<A...>(arguments, std::index_sequence_for<A...>{});
+    std::vector<Thread> block(threads);
+    size_t used = memory.size();  // by every block the same, known after the first
+    for_blocks(grid, [&] {
+        for (size_t i = 0; i + 8 <= used; i += 8)
+            *reinterpret_cast<uint64_t*>(memory.data() + i) = random_word();
+        in_some_order(threads, [&](unsigned t) {
+            block[t] = std::apply(kernel, values);
+            taken = 0;
+            block[t].handle.resume();
+        });
+        used = taken;
+        for (bool running = true; running;) {
+            unsigned ended = 0;
+            in_some_order(threads, [&](unsigned t) {
+                if (block[t].handle.done()) ended++;
+                else block[t].handle.resume();
+            });
+            // Threads that miss a barrier that others wait at would hang a GPU.
+            if (ended != 0 && ended != threads) std::abort();
+            running = ended == 0;
+        }
+        for (auto& thread : block) thread.handle.destroy();
+    });
+}
+
+}  // namespace emulation
+
+#define KERNEL(name, threads) static void name
+#define PHASED(name, threads) static emulation::Thread name
+#define BARRIER co_await std::suspend_always {}
+#define DEVICE static inline
+#define SHARED(type, name, count) \
+    type* name = static_cast<type*>(emulation::shared((count) * sizeof(type)))
+#define UNROLL
+#define __align__(bytes) alignas(bytes)
+
+static inline unsigned __umulhi(unsigned x, unsigned y) { return (uint64_t)x * y >> 32; }
+static inline unsigned __brev(unsigned x) {
+    x = (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;
+    x = (x >> 2 & 0x33333333u) | (x & 0x33333333u) << 2;
+    x = (x >> 4 & 0x0F0F0F0Fu) | (x & 0x0F0F0F0Fu) << 4;
+    return __builtin_bswap32(x);
+}
+template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
+template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
