@@ -59,7 +59,7 @@ class BackendError(AegisError):
     """A compute backend is unavailable, or lacks what the operation asks of it."""
 
 
-class DeviceMemoryError(BackendError, MemoryError):
+class DeviceMemoryError(BackendError):
     """A GPU has too little memory left."""
 
 

@@ -68,6 +68,22 @@ Workers: TypeAlias = Annotated[
         min=1, help="Number of workers: 2 on this machine, or all that the scheduler has."
     ),
 ]
+
+
+class ClusterKind(StrEnum):
+    """What is started on this machine."""
+
+    LOCAL = "local"
+    CUDA = "cuda"
+
+
+Cluster: TypeAlias = Annotated[
+    ClusterKind,
+    typer.Option(
+        "--cluster",
+        help="Workers to start on this machine: two that share its cores, or one per GPU (cuda).",
+    ),
+]
 Insecure: TypeAlias = Annotated[
     bool,
     typer.Option(

@@ -33,6 +33,7 @@ def run(
     calibration: o.CalibrationFile = None,
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
+    cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
     interpreter: Annotated[
         o.InterpreterName, typer.Option(help="Encrypt, or run the same circuit in plain.")
     ] = o.InterpreterName.ENCRYPTED,
@@ -50,7 +51,7 @@ def run(
     terminal = Terminal(as_json)
     check_writable(report, output)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
-    outcome = _run(job_options, text, scheduler, workers, interpreter, terminal)
+    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
     values = describe_outcome(outcome)
     values |= _write(outcome, report, output, terminal)
     show_run(terminal, outcome)
@@ -65,6 +66,7 @@ def verify(
     calibration: o.CalibrationFile = None,
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
+    cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
     insecure: o.Insecure = False,
     scale_bits: o.ScaleBits = 40,
     length: o.Length = None,
@@ -82,7 +84,7 @@ def verify(
     check_writable(report, output)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     interpreter = o.InterpreterName.ENCRYPTED
-    outcome = _run(job_options, text, scheduler, workers, interpreter, terminal)
+    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
     prepared = outcome.prepared
     comparisons = {"encrypted and simulated": outcome.circuit_precision}
     if prepared.reference is not None:
@@ -114,6 +116,7 @@ def _run(
     text: str,
     scheduler: str | None,
     workers: int | None,
+    cluster_kind: o.ClusterKind,
     interpreter: o.InterpreterName,
     terminal: Terminal,
 ) -> Outcome:
@@ -122,7 +125,8 @@ def _run(
     encrypted = interpreter == o.InterpreterName.ENCRYPTED
     source = open_source(options)
     ids = source.tokenize(text)
-    check_scheduler(scheduler, workers)
+    cuda = cluster_kind == o.ClusterKind.CUDA
+    check_scheduler(scheduler, workers, cuda)
     prepared = prepare(options, source, ids, terminal, encrypted=encrypted)
     job = prepared.job
     terminal.say(
@@ -131,7 +135,7 @@ def _run(
     )
     if job.params is not None:
         terminal.say(repr(job.params))
-    with cluster(scheduler, workers, terminal) as executor:
+    with cluster(scheduler, workers, terminal, cuda) as executor:
         if encrypted:
             return run_encrypted(prepared, executor, terminal)
         return run_simulated(prepared, executor, terminal)

@@ -146,6 +146,7 @@ def evaluate(
     graph: o.GraphOption = None,
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
+    cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
     report: o.Report = None,
     as_json: o.Json = False,
 ) -> None:
@@ -163,12 +164,13 @@ def evaluate(
     check_new(out)
     check_writable(report)
     loaded, program = _own(read_json(bundle / JOB), model, sha256, graph)
-    check_scheduler(scheduler, workers)
+    cuda = cluster_kind == o.ClusterKind.CUDA
+    check_scheduler(scheduler, workers, cuda)
     with terminal.step("Reading keys"):
         job, evaluation_keys = read_bundle(bundle, loaded, program)
     terminal.warn_if_insecure(job.analysis.params)
     length = Message.load(request, job, job.analysis.top_level).length  # before workers start
-    with cluster(scheduler, workers, terminal) as executor:
+    with cluster(scheduler, workers, terminal, cuda) as executor:
         with terminal.step("Giving keys and weights to the workers"):
             server = Server(job, evaluation_keys, executor)
         with terminal.bar("evaluating") as progress:

@@ -116,25 +116,31 @@ def prepare(
 
 
 @contextmanager
-def cluster(scheduler: str | None, workers: int | None, terminal: Terminal) -> Iterator[Executor]:
+def cluster(
+    scheduler: str | None, workers: int | None, terminal: Terminal, cuda: bool = False
+) -> Iterator[Executor]:
     """Open an executor, and close it afterwards."""
     from aegis_dask.service import local
 
     with ExitStack() as stack:
         where = "workers on this machine" if scheduler is None else f"the cluster at {scheduler}"
         with terminal.step(f"Connecting to {where}"):
-            executor = stack.enter_context(local.open_executor(scheduler, workers))
+            executor = stack.enter_context(local.open_executor(scheduler, workers, cuda=cuda))
         if executor.dashboard_link:
             terminal.note(f"Dashboard: {executor.dashboard_link}")
         yield executor
 
 
-def check_scheduler(scheduler: str | None, workers: int | None) -> None:
-    """Fail at once if a scheduler cannot be reached or lacks workers, before work is done."""
+def check_scheduler(scheduler: str | None, workers: int | None, cuda: bool = False) -> None:
+    """Fail at once if a scheduler or the GPUs cannot be used, before work is done."""
     from aegis_dask.service import local
 
     if scheduler is not None:
-        local.open_executor(scheduler, workers).close()
+        local.open_executor(scheduler, workers, cuda=cuda).close()
+    elif cuda:
+        from aegis_dask.ring.cuda_backend.device import require_cupy
+
+        require_cupy()
 
 
 def check_writable(*files: Path | None) -> None:

@@ -40,6 +40,9 @@ class Ring(Protocol):
     def to_host(self, x: Array) -> NDArray[np.uint32]:
         """Copy a device array to the host (no copy on the CPU)."""
 
+    def synchronize(self) -> None:
+        """Wait until everything that was launched is done; errors of kernels are raised here."""
+
     def ntt(self, x: Array, limbs: Limbs) -> Array:
         """Transform coefficients to the evaluation domain."""
 

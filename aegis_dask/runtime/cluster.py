@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,9 @@ from distributed.comm import connect as open_comm
 from distributed.core import send_recv
 
 from aegis_dask._version import __version__
+from aegis_dask.config import BACKEND
 from aegis_dask.errors import ClusterError
+from aegis_dask.ring.cuda_backend.device import require_cupy
 from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
 
 PACKAGES = ("dask", "distributed", "numpy")
@@ -36,6 +39,9 @@ LOCAL_CONFIG = {
     # Connections within one machine: whoever does not accept in that time has ended.
     "distributed.comm.timeouts.connect": "10s",
 }
+CUDA = "cuda"
+POOL = 0.8
+"""Share of a GPU's memory that RMM takes at the start."""
 QUIET = ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core")
 
 
@@ -110,6 +116,73 @@ def start_local(
         client = Client(cluster, set_as_default=False)
         stack.callback(client.close)
         return client
+
+
+def start_cuda(
+    workers: int | None, dashboard: bool | int, memory_limit: str | float | None, stack: ExitStack
+) -> tuple[Client, int]:
+    """Start a worker per GPU of this machine, or `workers`; return how many too.
+
+    One worker per GPU is dask-cuda's cluster: transfers by UCX where it is installed, one pool of
+    RMM for CuPy too where that is, spilling beyond the device memory limit. More workers than GPUs
+    share them, without dask-cuda and its spilling: to try several workers on one GPU.
+
+    Parameters
+    ----------
+    workers
+        Number of workers; as many as there are GPUs by default.
+    dashboard
+        As for `start_local`.
+    memory_limit
+        Device memory per worker beyond which dask-cuda spills to the host: bytes, a fraction, or
+        text such as ``"40GB"``.
+    stack
+        Closes cluster and client.
+
+    Raises
+    ------
+    BackendError
+        If no GPU can be used.
+    ClusterError
+        If dask-cuda is missing, or fewer workers than one are asked for.
+    """
+    gpus = int(require_cupy().cuda.runtime.getDeviceCount())
+    count = gpus if workers is None else workers
+    if count < 1:
+        raise ClusterError(f"{count} workers were asked for; one or more are needed")
+    with dask.config.set({BACKEND: CUDA}):  # the workers get it with their configuration
+        if count > gpus:
+            client = start_local(count, True, dashboard, None, None, stack)
+            return client, count
+        try:
+            from dask_cuda import LocalCUDACluster
+        except ImportError as e:
+            raise ClusterError(
+                f"a cluster of GPU workers needs dask-cuda, which cannot be imported ({e}); "
+                "pip install 'aegis-dask[cuda13]' (or cuda12)"
+            ) from e
+        options: dict[str, Any] = {
+            "protocol": "ucx" if find_spec("distributed_ucxx") else "tcp",
+        }
+        if memory_limit is not None:
+            options["device_memory_limit"] = memory_limit
+        if find_spec("rmm"):
+            options |= {"rmm_pool_size": POOL, "rmm_allocator_external_lib_list": ["cupy"]}
+        port = 0 if dashboard is True else int(dashboard)
+        with dask.config.set(LOCAL_CONFIG):
+            cluster = LocalCUDACluster(
+                n_workers=count,
+                host="127.0.0.1" if options["protocol"] == "tcp" else None,
+                scheduler_port=0,
+                dashboard_address=f"127.0.0.1:{port}",
+                worker_dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                **options,
+            )
+            stack.callback(cluster.close)
+            client = Client(cluster, set_as_default=False)
+            stack.callback(client.close)
+    return client, count
 
 
 def allow_for_maps(client: Client, size: int) -> None:

@@ -146,6 +146,48 @@ class Executor:
         return executor
 
     @classmethod
+    def cuda(
+        cls,
+        workers: int | None = None,
+        *,
+        dashboard: bool | int = False,
+        device_memory_limit: str | float | None = None,
+        directory: Path | None = None,
+    ) -> Executor:
+        """Start a worker process per GPU of this machine.
+
+        Parameters
+        ----------
+        workers
+            Number of workers, the number of GPUs by default. More of them share the GPUs.
+        dashboard
+            Serve Dask's dashboard, at a free port or the one given.
+        device_memory_limit
+            Device memory per worker beyond which results are spilled to the host.
+        directory
+            As for `local`.
+
+        Raises
+        ------
+        BackendError
+            If no GPU can be used.
+        ClusterError
+            If dask-cuda is missing.
+        """
+        with ExitStack() as stack:
+            client, count = cluster.start_cuda(workers, dashboard, device_memory_limit, stack)
+            executor = cls(
+                client,
+                count,
+                max(1, cluster.cores() // count),
+                stack,
+                has_dashboard=dashboard is not False,
+                directory=directory,
+            )
+            executor._stack = stack.pop_all()
+        return executor
+
+    @classmethod
     def connect(
         cls,
         address: str,

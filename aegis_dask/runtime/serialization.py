@@ -11,6 +11,7 @@ nothing here checks data from strangers (`aegis_dask.ckks.serialization` does).
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from dataclasses import asdict
 from fractions import Fraction
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 from dask.sizeof import sizeof
 from distributed.protocol import dask_deserialize, dask_serialize
+from distributed.protocol.cuda import cuda_deserialize, cuda_serialize
 
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import InsecureParametersWarning
 from aegis_dask.program.encrypted import CipherArray
+from aegis_dask.ring.backend import contiguous
 
 Header = dict[str, Any]
 OVERHEAD = 512
@@ -66,29 +69,31 @@ def _scale(text: str) -> Scale:
 
 def serialize_ciphertext(x: Ciphertext, context: Any = None) -> tuple[Header, list[Any]]:
     """Return header and frame of a ciphertext."""
-    data = np.ascontiguousarray(x.data)
-    header = {
+    data = np.ascontiguousarray(x.params.ring.to_host(x.data))
+    return {**_header(x), "shape": list(data.shape)}, [data.data]
+
+
+def _header(x: Ciphertext) -> Header:
+    return {
         "params": _literal_text(x.params.literal),
         "level": x.level,
         "scale": _scale_text(x.scale),
         "seed": x.seed,
-        "shape": list(data.shape),
     }
-    return header, [data.data]
 
 
 def deserialize_ciphertext(header: Header, frames: list[Any]) -> Ciphertext:
-    """Return the ciphertext over the memory of the frame."""
+    """Return the ciphertext over the memory of the frame; on a GPU, over a copy."""
     data = np.frombuffer(memoryview(frames[0]).cast("B"), np.uint8)
     if not data.flags.writeable or data.ctypes.data % 4:
         data = data.copy()  # kernels are compiled for aligned, writable arrays
-    return Ciphertext(
-        _parameters(header["params"]),
-        data.view(np.uint32).reshape(header["shape"]),
-        header["level"],
-        _scale(header["scale"]),
-        header["seed"],
-    )
+    words = data.view(np.uint32).reshape(header["shape"])
+    return _ciphertext(header, _parameters(header["params"]).ring.from_host(words))
+
+
+def _ciphertext(header: Header, data: Any) -> Ciphertext:
+    params, scale = _parameters(header["params"]), _scale(header["scale"])
+    return Ciphertext(params, data, header["level"], scale, header["seed"])
 
 
 def serialize_array(x: CipherArray, context: Any = None) -> tuple[Header, list[Any]]:
@@ -100,6 +105,47 @@ def serialize_array(x: CipherArray, context: Any = None) -> tuple[Header, list[A
 def deserialize_array(header: Header, frames: list[Any]) -> CipherArray:
     """Return the array over the memory of the frame."""
     return CipherArray(deserialize_ciphertext(header, frames), tuple(header["array"]))
+
+
+def serialize_on_device(x: Ciphertext) -> tuple[Header, list[Any]]:
+    """Return header and frame of a ciphertext, the frame on the device, where it stays.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is not on a device: Dask then takes the next family.
+    """
+    try:
+        serialize = cuda_serialize.dispatch(type(x.data))
+    except TypeError as e:
+        raise NotImplementedError(f"{x!r} is on the host") from e
+    data = contiguous(x.params.ring, x.data)
+    inner, frames = serialize(data)
+    return {**_header(x), "residues": inner, "type": type(data)}, frames
+
+
+def deserialize_on_device(header: Header, frames: list[Any]) -> Ciphertext:
+    """Return the ciphertext over the memory of a frame on the device."""
+    load = cuda_deserialize.dispatch(header["type"])
+    return _ciphertext(header, load(header["residues"], frames))
+
+
+def serialize_array_on_device(x: CipherArray) -> tuple[Header, list[Any]]:
+    """Return header and frame of an array of ciphertexts, the frame on the device."""
+    header, frames = serialize_on_device(x.batch)
+    return {**header, "array": list(x.shape)}, frames
+
+
+def deserialize_array_on_device(header: Header, frames: list[Any]) -> CipherArray:
+    """Return the array over the memory of a frame on the device."""
+    return CipherArray(deserialize_on_device(header, frames), tuple(header["array"]))
+
+
+def _is_on_device(x: Any) -> bool:
+    if isinstance(x, Results):
+        return any(_is_on_device(v) for v in x)
+    data = x.batch.data if isinstance(x, CipherArray) else getattr(x, "data", None)
+    return hasattr(data, "__cuda_array_interface__")
 
 
 def payload_bytes(value: Any) -> int:
@@ -117,6 +163,15 @@ def register() -> None:
     dask_deserialize.register(CipherArray)(deserialize_array)
     sizeof.register((Ciphertext, CipherArray))(lambda x: payload_bytes(x) + OVERHEAD)
     sizeof.register(Results)(lambda x: OVERHEAD + sum(sizeof(v) for v in x))
+    # Dask takes this family where the transport can (UCX); see `serialize_on_device`.
+    cuda_serialize.register(Ciphertext)(serialize_on_device)
+    cuda_deserialize.register(Ciphertext)(deserialize_on_device)
+    cuda_serialize.register(CipherArray)(serialize_array_on_device)
+    cuda_deserialize.register(CipherArray)(deserialize_array_on_device)
+    if "dask_cuda" in sys.modules:  # a worker of dask-cuda: it spills what is on the device
+        from dask_cuda.is_device_object import is_device_object
+
+        is_device_object.register((Ciphertext, CipherArray, Results))(_is_on_device)
 
 
 register()

@@ -123,6 +123,8 @@ class RunState:
         e = Timed(self._interpreter)
         record = Record(index, start=now())
         out = self._compute(task, e, inputs)
+        if self.context.params is not None:
+            self.context.params.ring.synchronize()  # a result that is sent is there
         record.stop = now()
         record.operations, record.payload = e.operations, payload_bytes(out)
         self.report.records.append(record)

@@ -165,8 +165,10 @@ def check_memory(job: Job, workers: int = 1) -> None:
         )
 
 
-def open_executor(scheduler: str | None, workers: int | None, dashboard: bool = True) -> Executor:
-    """Connect to a scheduler, or start worker processes on this machine.
+def open_executor(
+    scheduler: str | None, workers: int | None, dashboard: bool = True, cuda: bool = False
+) -> Executor:
+    """Connect to a scheduler, or start worker processes on this machine, on its GPUs if `cuda`.
 
     Raises
     ------
@@ -174,8 +176,15 @@ def open_executor(scheduler: str | None, workers: int | None, dashboard: bool = 
         If the scheduler cannot be reached, or workers are missing or do not start.
     """
     if scheduler is not None:
+        if cuda:
+            raise ClusterError(
+                "a scheduler was given and a cluster of this machine's GPUs was asked for; leave "
+                "one out (workers of a scheduler use their GPUs by themselves)"
+            )
         return Executor.connect(scheduler, workers)
     try:
+        if cuda:
+            return Executor.cuda(workers, dashboard=dashboard)
         return Executor.local(2 if workers is None else workers, dashboard=dashboard)
     except (OSError, TimeoutError, RuntimeError) as e:
         raise ClusterError(

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+import types
+from typing import Any
 
 import dask.config
 import pytest
+from distributed import LocalCluster
 
-from aegis_dask.errors import BackendError
+from aegis_dask.errors import BackendError, ClusterError
 from aegis_dask.ring import registry
 from aegis_dask.ring.cuda_backend import device, sources
+from aegis_dask.runtime import cluster
+from aegis_dask.runtime.executor import Executor
+from aegis_dask.service import local
+from tests.service.conftest import refused
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +98,55 @@ def test_what_is_wrong_with_the_gpu_is_said(
 @pytest.mark.parametrize("log_n", range(sources.MIN_LOG_N, sources.MAX_LOG_N + 1))
 def test_blocks_have_a_whole_number_of_warps(log_n: int) -> None:
     assert {sources.threads(k, log_n) % 32 for k in sources.kernels()} == {0}
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that seems to have two GPUs; its workers use the CPU all the same."""
+    monkeypatch.setattr(cluster, "require_cupy", lambda: FakeCupy(13000, 13000, 2))
+    monkeypatch.setattr(cluster, "CUDA", "cpu")
+
+
+def test_a_worker_is_started_for_every_gpu(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def start(**options: Any) -> LocalCluster:
+        asked.update(options)
+        for name in ("device_memory_limit", "rmm_pool_size", "rmm_allocator_external_lib_list"):
+            options.pop(name, None)
+        return LocalCluster(**options | {"protocol": "tcp"}, threads_per_worker=1)
+
+    module = types.ModuleType("dask_cuda")
+    module.LocalCUDACluster = start  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+    installed = {"rmm": True, "distributed_ucxx": False}
+    monkeypatch.setattr(cluster, "find_spec", installed.get)
+    with Executor.cuda(device_memory_limit="4GB") as executor:
+        assert executor.workers == 2
+        backends = executor.client.run(registry.backend_name)
+        assert set(backends.values()) == {"cpu"}  # what the client set, whatever they have
+    assert asked["n_workers"] == 2
+    assert asked["protocol"] == "tcp"
+    assert asked["device_memory_limit"] == "4GB"
+    assert asked["rmm_allocator_external_lib_list"] == ["cupy"]
+
+
+def test_more_workers_than_gpus_share_them(two_gpus: None) -> None:
+    with Executor.cuda(3) as executor:
+        assert executor.workers == 3
+
+
+def test_what_a_gpu_cluster_lacks_is_said(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ClusterError, match=r"needs dask-cuda.*aegis-dask\[cuda13\]"):
+        Executor.cuda()
+    with pytest.raises(ClusterError, match="0 workers were asked for"):
+        Executor.cuda(0)
+    with pytest.raises(ClusterError, match="a scheduler was given and a cluster of this"):
+        local.open_executor("tcp://127.0.0.1:1", None, cuda=True)
+
+
+def test_the_command_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    found = refused("run", "feed_forward", "--text", "a cat", "--insecure", "--cluster", "cuda")
+    assert "needs CuPy" in found

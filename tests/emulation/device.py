@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.ring.cuda_backend import sources
-from aegis_dask.ring.cuda_backend.arguments import Arguments
 
 HEADER = Path(__file__).with_name("emulation.h")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -87,10 +86,7 @@ class DeviceArray:
 
 
 class EmulatedDevice:
-    """Runs kernels on the host; counts the launches."""
-
-    def __init__(self) -> None:
-        self.launches: dict[str, int] = {}
+    """Runs kernels on the host."""
 
     def empty(self, shape: tuple[int, ...]) -> DeviceArray:
         """Return an array of noise: what is not written shows."""
@@ -112,11 +108,12 @@ class EmulatedDevice:
     def address(self, x: DeviceArray) -> int:
         return int(x._host.ctypes.data)
 
-    def launch(self, kernel: str, log_n: int, grid: tuple[int, ...], arguments: list[Any]) -> None:
-        self.launches[kernel] = self.launches.get(kernel, 0) + 1
-        held = Arguments(arguments, self.address)
+    def synchronize(self) -> None:
+        pass
+
+    def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
         seed = int.from_bytes(os.urandom(8), "little")
         threads = sources.threads(kernel, log_n)
         function = getattr(library(log_n), f"launch_{kernel}")
         blocks = (ctypes.c_uint * 3)(*grid)
-        function(ctypes.c_void_p(held.pointer), blocks, threads, ctypes.c_uint64(seed))
+        function(ctypes.c_void_p(pointer), blocks, threads, ctypes.c_uint64(seed))

@@ -1,43 +1,72 @@
-"""Kernel arguments in memory, as CUDA's driver takes them: an array of pointers to the values."""
+"""Kernel arguments in memory, as CUDA's driver takes them: an array of pointers to the values.
+
+A launch takes microseconds on the GPU, so it may not take many to prepare: the places of a
+kernel's arguments are worked out once, from its signature in the sources, and one call fills them.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from typing import Any
+import struct
+import threading
+from collections.abc import Sequence
 
-import numpy as np
+from aegis_dask.ring.cuda_backend import sources
+
+_FORMATS = {
+    "int": "i",
+    "u32": "I",
+    "i64": "q",
+    "Rows": "QQii",
+    "Twiddles": "QQ",
+    "Addend": "Qii",
+    "Key": "8I",
+}
+"""Types of the sources that are passed by value, beside pointers."""
+_ALIGNMENT = 8
 
 
 class Arguments:
-    """Values of the arguments of one launch; they live as long as this object.
+    """Memory for the arguments of one kernel, for one thread."""
 
-    Parameters
-    ----------
-    values
-        Arrays of the device, None for a null pointer, NumPy scalars and structures.
-    address
-        Gives the address of an array of the device.
+    def __init__(self, kernel: str) -> None:
+        words, offsets, size = ["<"], [], 0
+        for declared in sources.parameters(kernel):
+            kind = declared.removeprefix("const ").split()[0]
+            form = "Q" if "*" in declared else _FORMATS[kind]
+            offsets.append(size)
+            own = struct.calcsize("<" + form)
+            padding = -own % _ALIGNMENT
+            words += [form, f"{padding}x"]
+            size += own + padding
+        self.kernel = kernel
+        self._struct = struct.Struct("".join(words))
+        self._memory = (ctypes.c_uint64 * (size // _ALIGNMENT))()
+        base = ctypes.addressof(self._memory)
+        self._pointers = (ctypes.c_void_p * len(offsets))(*(base + o for o in offsets))
+        self.pointer = ctypes.addressof(self._pointers)
+
+    def fill(self, values: Sequence[int]) -> None:
+        """Write values: addresses and integers in the order of the signature, structures flat."""
+        try:
+            self._struct.pack_into(self._memory, 0, *values)
+        except struct.error as e:
+            raise TypeError(f"kernel {self.kernel} cannot be given {values!r}: {e}") from e
+
+
+_held = threading.local()
+
+
+def pack(kernel: str, values: Sequence[int]) -> int:
+    """Return the address of the pointers to these arguments, until the thread's next launch.
+
+    CUDA copies the arguments of a launch before it returns, so the memory can be used again.
     """
-
-    def __init__(self, values: Sequence[Any], address: Callable[[Any], int]) -> None:
-        self._values = [_as_bytes(v, address) for v in values]
-        self._pointers = (ctypes.c_void_p * len(values))(
-            *(ctypes.addressof(v) for v in self._values)
-        )
-
-    @property
-    def pointer(self) -> int:
-        """Address of the array of pointers."""
-        return ctypes.addressof(self._pointers)
-
-
-def _as_bytes(value: Any, address: Callable[[Any], int]) -> Any:
-    if value is None:
-        return ctypes.c_uint64(0)
-    if not isinstance(value, np.generic):
-        return ctypes.c_uint64(address(value))
-    raw = value.tobytes()
-    held = (ctypes.c_uint64 * (-(-len(raw) // 8)))()  # aligned for what any structure holds
-    ctypes.memmove(held, raw, len(raw))
-    return held
+    try:
+        arguments: Arguments = _held.kernels[kernel]
+    except (AttributeError, KeyError):
+        if not hasattr(_held, "kernels"):
+            _held.kernels = {}
+        arguments = _held.kernels[kernel] = Arguments(kernel)
+    arguments.fill(values)
+    return arguments.pointer

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from aegis_dask.errors import BackendError, DeviceMemoryError
 from aegis_dask.ring.cuda_backend import sources
-from aegis_dask.ring.cuda_backend.arguments import Arguments
 
 OPTIONS = ("-std=c++17", "--extra-device-vectorization")
 INSTALL = "pip install 'aegis-dask[cuda13]' (or cuda12, as 'nvidia-smi' says)"
@@ -93,19 +92,34 @@ class CupyDevice:
         """Return the address of the first element."""
         return int(x.data.ptr)
 
-    def launch(self, kernel: str, log_n: int, grid: tuple[int, ...], arguments: list[Any]) -> None:
+    def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
         """Launch a kernel on the current stream."""
-        held = Arguments(arguments, self.address)
         block = (sources.threads(kernel, log_n), 1, 1)
         stream = self.cupy.cuda.get_current_stream().ptr
         function = _function(kernel, log_n, self.cupy.cuda.runtime.getDevice())
         try:
-            self.cupy.cuda.driver.launchKernel(function, *grid, *block, 0, stream, held.pointer, 0)
+            self.cupy.cuda.driver.launchKernel(function, *grid, *block, 0, stream, pointer, 0)
         except self.cupy.cuda.driver.CUDADriverError as e:
             raise BackendError(
                 f"the GPU refused kernel {kernel} with grid {grid}: {e}. If an earlier kernel has "
                 "failed, this process cannot use the GPU any more; start it again, with "
                 "CUDA_LAUNCH_BLOCKING=1 to see which one it was"
+            ) from e
+
+    def synchronize(self) -> None:
+        """Wait for all launches on the current stream.
+
+        Raises
+        ------
+        BackendError
+            If one of them failed.
+        """
+        try:
+            self.cupy.cuda.get_current_stream().synchronize()
+        except self.cupy.cuda.runtime.CUDARuntimeError as e:
+            raise BackendError(
+                f"a kernel failed on the GPU: {e}. This process cannot use the GPU any more; start "
+                "it again, with CUDA_LAUNCH_BLOCKING=1 to see which kernel it was"
             ) from e
 
     def _allocate(self, make: Any, size: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from aegis_dask.ring import operands
 from aegis_dask.ring.backend import Array, Limbs
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
+from aegis_dask.ring.cuda_backend.arguments import pack
 from aegis_dask.ring.cuda_backend.sources import MAX_LOG_N, MIN_LOG_N
 from aegis_dask.ring.tables import Twiddles, shoup_pair, twiddles
 
@@ -25,10 +28,6 @@ CONVERT_COLUMNS = 64
 CHACHA_THREADS = 128
 TILE = 64
 PAIR = 2
-
-_ROWS = np.dtype([("rows", "u8"), ("primes", "u8"), ("period", "i4"), ("stride", "i4")])
-_TWIDDLES = np.dtype([("scalar", "u8"), ("lanes", "u8")])
-_ADDEND = np.dtype([("data", "u8"), ("used", "i4"), ("limbs", "i4")])
 
 
 class Device(Protocol):
@@ -49,11 +48,11 @@ class Device(Protocol):
     def address(self, x: Array) -> int:
         """Return the address of the first element."""
 
-    def launch(self, kernel: str, log_n: int, grid: tuple[int, ...], arguments: list[Any]) -> None:
-        """Launch a kernel.
+    def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
+        """Launch a kernel with the arguments at `pointer` (see `arguments.pack`)."""
 
-        Arguments are arrays, None for a null pointer, NumPy scalars, and structures (`np.void`).
-        """
+    def synchronize(self) -> None:
+        """Wait for all launches."""
 
 
 def _factors(pair: tuple[NDArray[np.uint32], NDArray[np.uint32]]) -> NDArray[np.uint32]:
@@ -70,6 +69,11 @@ class CudaRing:
         The primes.
     device
         Where to run.
+
+    Attributes
+    ----------
+    launches
+        How often each kernel has been launched.
     """
 
     def __init__(self, chain: ModulusChain, device: Device) -> None:
@@ -96,14 +100,15 @@ class CudaRing:
         self._keep: list[Any] = []
         self._forward = self._upload_twiddles(twiddles(n, primes, False))
         self._inverse = self._upload_twiddles(twiddles(n, primes, True))
+        self.launches: Counter[str] = Counter()
         self._integers: dict[bytes, Any] = {}
         self._constants: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
-    def _upload_twiddles(self, t: Twiddles) -> Any:
+    def _upload_twiddles(self, t: Twiddles) -> tuple[int, int]:
         scalar = self.device.upload(_factors((t.scalar, t.scalar_shoup)))
         lanes = self.device.upload(_factors((t.vector, t.vector_shoup)))
         self._keep += [scalar, lanes]
-        return np.array((self.device.address(scalar), self.device.address(lanes)), _TWIDDLES)[()]
+        return self.device.address(scalar), self.device.address(lanes)
 
     # -- memory -----------------------------------------------------------------------------
 
@@ -126,13 +131,29 @@ class CudaRing:
         """Copy a device array to the host."""
         return self.device.download(x)
 
+    def synchronize(self) -> None:
+        """See `Ring.synchronize`."""
+        self.device.synchronize()
+
     # -- helpers ----------------------------------------------------------------------------
 
     def _launch(self, kernel: str, grid: tuple[int, ...], *arguments: Any) -> None:
+        """Launch; arguments are arrays, None for none, integers, structures as tuples of them."""
         if 0 in grid:
             return
-        args = [np.int32(a) if isinstance(a, (int, bool)) else a for a in arguments]
-        self.device.launch(kernel, self.log_n, (*grid, 1, 1)[:3], args)
+        self.launches[kernel] += 1
+        values: list[int] = []
+        for a in arguments:
+            if a is None:
+                values.append(0)
+            elif isinstance(a, int):
+                values.append(a)
+            elif isinstance(a, tuple):
+                values += a
+            else:
+                values.append(self.device.address(a))
+        x, y, z = (*grid, 1, 1)[:3]
+        self.device.launch(kernel, self.log_n, (x, y, z), pack(kernel, values))
 
     def _device_integers(self, values: Any) -> Any:
         """Return small integers as an int32 array of the device; each content is kept once."""
@@ -175,21 +196,20 @@ class CudaRing:
         own = np.arange(prod(y.shape[:-2])).reshape(y.shape[:-2])
         return self._device_integers(np.broadcast_to(own, x.shape[:-2]))
 
-    def _rows(self, primes: Any, period: int, rows: Any = None, stride: int | None = None) -> Any:
-        return np.array(
-            (
-                0 if rows is None else self.device.address(rows),
-                self.device.address(primes),
-                period,
-                period if stride is None else stride,
-            ),
-            _ROWS,
-        )[()]
+    def _rows(
+        self, primes: Any, period: int, rows: Any = None, stride: int | None = None
+    ) -> tuple[int, ...]:
+        return (
+            0 if rows is None else self.device.address(rows),
+            self.device.address(primes),
+            period,
+            period if stride is None else stride,
+        )
 
-    def _addend(self, addend: Array | None) -> Any:
+    def _addend(self, addend: Array | None) -> tuple[int, ...]:
         if addend is None:
-            return np.zeros((), _ADDEND)[()]
-        return np.array((self.device.address(addend), *addend.shape[1:3]), _ADDEND)[()]
+            return 0, 0, 0
+        return self.device.address(addend), *addend.shape[1:3]
 
     @property
     def _tail_grid(self) -> int:
@@ -325,17 +345,17 @@ class CudaRing:
         operands.check_seed(seed)
         out = self.empty((len(indices), len(limbs), self.degree))
         grid = (len(indices) * len(limbs) * (self.degree // 8 // CHACHA_THREADS),)
-        key, where = np.frombuffer(seed, "V32")[0], self._device_integers(indices)
+        key, where = struct.unpack("<8I", seed), self._device_integers(indices)
         constants = (*self._limbs(out, limbs), self._table)
-        self._launch("uniform", grid, out, key, np.uint32(domain), where, *constants)
+        self._launch("uniform", grid, out, key, domain, where, *constants)
         return out
 
     # -- automorphisms ----------------------------------------------------------------------
 
-    def _galois(self, galois_element: int) -> np.uint32:
+    def _galois(self, galois_element: int) -> int:
         if galois_element % 2 == 0:
             raise BackendError(f"Galois element {galois_element} is even; X -> X^g needs an odd g")
-        return np.uint32(galois_element % (2 * self.degree))
+        return galois_element % (2 * self.degree)
 
     def automorphism(self, x: Array, galois_element: int) -> Array:
         """See `Ring.automorphism`."""
@@ -420,38 +440,54 @@ class CudaRing:
     ) -> Array:
         """See `Ring.inner_product`."""
         c = constants
-        batch, count, limbs, _ = digits.shape
-        key_index = operands.key_index(self.chain, x, key_b, key_a, c, key_rows)
+        batch, _, limbs, _ = digits.shape
         if transform:
-            others = c.digit_of != np.arange(count)[:, None]
-            rows = np.flatnonzero(others)
-            primes = np.broadcast_to(c.limbs, others.shape).reshape(-1)[rows]
-            which = self._rows(
-                self._device_integers(primes),
-                len(rows),
-                self._device_integers(rows),
-                count * limbs,
-            )
-            self._ntt(self._flat_out(digits), digits, batch * len(rows), which)
+            rows, number = self._digit_rows(c, batch)
+            operands.check_contiguous(digits)
+            self._ntt(digits, digits, number, rows)
         out = self.empty((batch, 2, limbs, self.degree))
+        index = operands.key_index(self.chain, x, key_b, key_a, c, key_rows)
         self._launch(
             "inner_product",
             (batch * limbs * (self.degree // THREADS),),
             out,
+            *self._inner_arguments(x, digits, c, key_b, key_a, index),
+            self._table,
+        )
+        return out
+
+    def _digit_rows(self, c: DigitRaise, batch: int) -> tuple[tuple[int, ...], int]:
+        """Return rows of raised digits that are to be transformed, and how many there are."""
+        count, limbs = len(c.conversions), len(c.limbs)
+        others = c.digit_of != np.arange(count)[:, None]
+        rows = np.flatnonzero(others)
+        primes = self._device_integers(np.broadcast_to(c.limbs, others.shape).reshape(-1)[rows])
+        places = self._device_integers(rows)
+        return self._rows(primes, len(rows), places, count * limbs), batch * len(rows)
+
+    def _inner_arguments(
+        self,
+        x: Array,
+        digits: Array,
+        c: DigitRaise,
+        key_b: Array,
+        key_a: Array,
+        index: NDArray[np.int64],
+    ) -> tuple[Any, ...]:
+        batch, count, limbs, _ = digits.shape
+        return (
             self.device.contiguous(digits),
             self.device.contiguous(x),
             x.shape[1],
             self.device.contiguous(key_b),
             self.device.contiguous(key_a),
-            self._device_integers(key_index),
+            self._device_integers(index),
             self._device_integers(c.digit_of),
             count,
             limbs,
             batch,
             self._device_integers(c.limbs),
-            self._table,
         )
-        return out
 
     def mod_down(
         self,
@@ -495,7 +531,7 @@ class CudaRing:
         total = polys * targets
         self._launch("ntt_rows", (total, TAIL // COLUMNS), remainder, remainder, *common)
         out = self.empty((batch, components, targets, self.degree))
-        inverse = pow(int(self._galois(galois_element)), -1, 2 * self.degree)
+        inverse = pow(self._galois(galois_element), -1, 2 * self.degree)
         self._launch(
             "ntt_tails_divide",
             (total, self._tail_grid),
@@ -508,7 +544,7 @@ class CudaRing:
             held["target_factors"],
             self._addend(addend),
             held["addend_factors"],
-            np.uint32(inverse),
+            inverse,
             *common,
         )
         return out
@@ -526,18 +562,31 @@ class CudaRing:
     ) -> Array:
         """See `Ring.switch_key`."""
         operands.check_addend(x[:, None], addend)
-        digits = self.raise_digits(x, raise_constants)
-        sums = self.inner_product(x, digits, raise_constants, key_b, key_a, True, key_rows)
+        c = raise_constants
+        index = operands.key_index(self.chain, x, key_b, key_a, c, key_rows)
+        digits = self.raise_digits(x, c)
+        batch, _, limbs, _ = digits.shape
+        rows, number = self._digit_rows(c, batch)
+        common = (self._forward, self._table)
+        self._launch("ntt_rows", (number, TAIL // COLUMNS), digits, digits, rows, *common)
+        sums = self.empty((batch, 2, limbs, self.degree))
+        self._launch(
+            "ntt_tails_inner",
+            (batch * limbs, self._tail_grid),
+            sums,
+            *self._inner_arguments(x, digits, c, key_b, key_a, index),
+            *common,
+        )
         return self.mod_down(sums, down, addend, galois_element)
 
     # -- matrix products --------------------------------------------------------------------
 
-    def _leading(self, x: Array, axes: int) -> tuple[Array, list[np.int64]]:
+    def _leading(self, x: Array, axes: int) -> tuple[Array, list[int]]:
         """Return x with its last axes contiguous, and the strides of the others in words."""
         tail = x[(0,) * axes]
         if not tail.flags.c_contiguous or any(s < 0 or s % 4 for s in x.strides[:axes]):
             x = self.device.contiguous(x)
-        return x, [np.int64(s // 4) for s in x.strides[:axes]]
+        return x, [s // 4 for s in x.strides[:axes]]
 
     def contract(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """See `Ring.contract`."""
@@ -603,16 +652,14 @@ class CudaRing:
         signed = self.device.upload(np.ascontiguousarray(coefficients))
         grid = (-(-count // THREADS), len(limbs))
         last = runs == 1
-        self._launch(
-            "encode_residues", grid, out, signed, np.int64(count), last, primes, self._table
-        )
+        self._launch("encode_residues", grid, out, signed, count, last, primes, self._table)
         groups = 1
         while groups < runs:
             self._launch(
                 "encode_stage",
                 (-(-count // 2 // THREADS), len(limbs)),
                 out,
-                np.int64(columns),
+                columns,
                 runs,
                 groups,
                 2 * groups == runs,

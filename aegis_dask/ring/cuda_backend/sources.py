@@ -11,7 +11,7 @@ MIN_LOG_N, MAX_LOG_N = 10, 17
 UNITS = ("ntt.cu", "elementwise.cu", "keyswitch.cu", "matrix.cu", "chacha.cu")
 
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
-_KERNEL = re.compile(r"^(?:KERNEL|PHASED)\((\w+), (\w+)\)", re.MULTILINE)
+_KERNEL = re.compile(r"^(?:KERNEL|PHASED)\((\w+), (\w+)\)\s*\(([^)]*)\)", re.MULTILINE)
 
 
 def read(name: str) -> str:
@@ -39,9 +39,16 @@ def text() -> str:
 @lru_cache(maxsize=1)
 def kernels() -> Mapping[str, str]:
     """Return name -> threads per block, a macro of the sources, of every kernel."""
-    return dict(_KERNEL.findall(text()))
+    return {name: block for name, block, _ in _KERNEL.findall(text())}
 
 
+def parameters(kernel: str) -> list[str]:
+    """Return the declarations of the parameters of a kernel."""
+    (found,) = (p for name, _, p in _KERNEL.findall(text()) if name == kernel)
+    return [" ".join(p.split()) for p in found.split(",")]
+
+
+@lru_cache(maxsize=1024)
 def threads(kernel: str, log_n: int) -> int:
     """Return the threads per block of a kernel, as the sources' macros give them."""
     row_stages = log_n - 8

@@ -188,6 +188,9 @@ class NumbaRing:
         """Return x."""
         return x
 
+    def synchronize(self) -> None:
+        """Do nothing: kernels return when they are done."""
+
     # -- helpers ----------------------------------------------------------------------------
 
     def _limbs(self, x: Array, limbs: Limbs) -> NDArray[np.int64]:

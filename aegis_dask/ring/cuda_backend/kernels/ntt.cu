@@ -44,13 +44,17 @@ PHASED(intt_rows, ROW_THREADS)
         x_[base + (size_t)(g + i * GROUPS) * TAIL] = shoup_mod(x[i], f, p);
 }
 
-// The tail of the forward transform up to the last butterfly, as a piece of a kernel: it reads the
-// words at `source` and leaves word `lane + 16 i` of the tail in x[i], in [0, 4p).
-#define FORWARD_TAIL(source)                                                                       \
+// Of this thread: its lane of 16, the tail of 256 words that these 16 threads share, and their part
+// of shared memory.
+#define TAIL_OF_THREAD                                                                             \
     SHARED(u32, shared, TAIL_WORDS);                                                               \
     const u32 lane = threadIdx.x % 16, own = threadIdx.x / 16, tail = blockIdx.y * TAILS + own;    \
     u32* mine = shared + own * 17 * 16;                                                            \
-    u32 x[16];                                                                                     \
+    u32 x[16];
+
+// The tail of the forward transform up to the last butterfly, as a piece of a kernel: it reads the
+// words at `source` and leaves word `lane + 16 i` of the tail in x[i], in [0, 4p).
+#define FORWARD_TAIL(source)                                                                       \
     UNROLL for (int i = 0; i < 16; i++) x[i] = (source)[tail * TAIL + lane + 16 * i];              \
     forward_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p);                          \
     UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * i + lane)] = x[i];                    \
@@ -67,6 +71,7 @@ PHASED(ntt_tails, TAIL_THREADS)(u32* x_, Rows rows, Twiddles twiddles, const Pri
     const int prime = prime_of(rows, blockIdx.x);
     const u32 p = table[prime].q;
     u32* row = x_ + row_of(rows, blockIdx.x) * N;
+    TAIL_OF_THREAD
     FORWARD_TAIL(row)
     UNROLL for (int i = 0; i < 16; i++) row[tail * TAIL + lane + 16 * i] = canonical4(x[i], p);
 }
@@ -98,12 +103,49 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
         added ? addend.data +
                     (((size_t)(poly / components) * addend.used + component) * addend.limbs + target) * N
               : nullptr;
+    TAIL_OF_THREAD
     FORWARD_TAIL(remainder + row)
     UNROLL for (int i = 0; i < 16; i++) {
         const u32 point = tail * TAIL + lane + 16 * i;
         u32 t = shoup(own_x[point], f, p) + 2 * p - halve4(x[i], p);  // (0, 4p)
         if (added) t = halve4(t, p) + shoup(own_addend[point], g, p);
         out[row + (inverse == 1 ? point : source_of(point, inverse))] = canonical4(t, p);
+    }
+}
+
+// Second launch of the forward transform of raised digits, and their product with a key: what
+// `inner_product` computes, without writing the transformed digits. Grid: (limb k and polynomial b,
+// polynomials of one limb next to each other, as tails above).
+PHASED(ntt_tails_inner, TAIL_THREADS)
+(u32* out, const u32* digits, const u32* own_x, int own_limbs, const u32* key_b, const u32* key_a,
+ const int* key_rows, const int* digit_of, int count, int limbs, int batch, const int* primes,
+ Twiddles twiddles, const Prime* table) {
+    TAIL_OF_THREAD
+    const int k = blockIdx.x / batch, b = blockIdx.x % batch;
+    const int prime = primes[k];
+    const Prime c = table[prime];
+    const u32 p = c.q;
+    u64 s0[16], s1[16];
+    UNROLL for (int i = 0; i < 16; i++) s0[i] = s1[i] = 0;
+    for (int d = 0; d < count; d++) {
+        if (digit_of[k] == d) {
+            const u32* row = own_x + ((size_t)b * own_limbs + k) * N + tail * TAIL + lane;
+            UNROLL for (int i = 0; i < 16; i++) x[i] = row[16 * i];
+        } else {
+            FORWARD_TAIL(digits + (((size_t)b * count + d) * limbs + k) * N)
+            UNROLL for (int i = 0; i < 16; i++) x[i] = canonical4(x[i], p);
+            BARRIER;
+        }
+        const size_t key = (size_t)key_rows[d * limbs + k] * N + tail * TAIL + lane;
+        UNROLL for (int i = 0; i < 16; i++) {
+            s0[i] += product(x[i], key_b[key + 16 * i]);
+            s1[i] += product(x[i], key_a[key + 16 * i]);
+        }
+    }
+    u32* to = out + ((size_t)(2 * b) * limbs + k) * N + tail * TAIL + lane;
+    UNROLL for (int i = 0; i < 16; i++) {
+        to[16 * i] = reduce(s0[i], p, c.q_inv);
+        to[(size_t)limbs * N + 16 * i] = reduce(s1[i], p, c.q_inv);
     }
 }
 
@@ -124,13 +166,10 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
 PHASED(intt_tails, TAIL_THREADS)
 (u32* dst, const u32* src, Addend addend, int components, const Factor* addend_factors, Rows rows,
  Twiddles twiddles, const Prime* table) {
-    SHARED(u32, shared, TAIL_WORDS);
-    const u32 lane = threadIdx.x % 16, own = threadIdx.x / 16, tail = blockIdx.y * TAILS + own;
-    u32* mine = shared + own * 17 * 16;
+    TAIL_OF_THREAD
     const int prime = prime_of(rows, blockIdx.x);
     const u32 p = table[prime].q;
     const u32* row = src + row_of(rows, blockIdx.x) * N;
-    u32 x[16];
     UNROLL for (int i = 0; i < 16; i++) x[i] = row[tail * TAIL + lane + 16 * i];
     const int k = blockIdx.x % rows.period, poly = blockIdx.x / rows.period;
     if (addend.data && poly % components < addend.used && addend_factors[k].w) {
