@@ -81,6 +81,9 @@ class DeviceArray:
     def transpose(self, *axes: Any) -> DeviceArray:
         return DeviceArray(self._host.transpose(*axes))
 
+    def swapaxes(self, a: int, b: int) -> DeviceArray:
+        return DeviceArray(self._host.swapaxes(a, b))
+
     def copy(self) -> DeviceArray:
         return DeviceArray(self._host.copy())
 
