@@ -7,6 +7,7 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterator
 
+import dask.config
 import numpy as np
 import pytest
 
@@ -20,6 +21,9 @@ SEED = int(os.environ.get("AEGIS_TEST_SEED") or secrets.randbits(32))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Tests are about the CPU, with a GPU emulated where it matters; in processes they start too.
+    os.environ["DASK_AEGIS__BACKEND"] = "cpu"
+    dask.config.set({"aegis.backend": "cpu"})
     config.addinivalue_line("filterwarnings", "ignore::aegis_dask.errors.InsecureParametersWarning")
 
 

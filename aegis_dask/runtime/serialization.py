@@ -11,6 +11,7 @@ nothing here checks data from strangers (`aegis_dask.ckks.serialization` does).
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import warnings
 from dataclasses import asdict
@@ -121,12 +122,12 @@ def serialize_on_device(x: Ciphertext) -> tuple[Header, list[Any]]:
         raise NotImplementedError(f"{x!r} is on the host") from e
     data = contiguous(x.params.ring, x.data)
     inner, frames = serialize(data)
-    return {**_header(x), "residues": inner, "type": type(data)}, frames
+    return {**_header(x), "residues": inner, "type": pickle.dumps(type(data))}, frames
 
 
 def deserialize_on_device(header: Header, frames: list[Any]) -> Ciphertext:
     """Return the ciphertext over the memory of a frame on the device."""
-    load = cuda_deserialize.dispatch(header["type"])
+    load = cuda_deserialize.dispatch(pickle.loads(header["type"]))
     return _ciphertext(header, load(header["residues"], frames))
 
 
