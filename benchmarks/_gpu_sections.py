@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -55,7 +55,9 @@ class Record:
     equal
         Whether the residues are those of the CPU; None where they were not compared.
     note
-        Anything else.
+        Anything else, in words.
+    figures
+        Anything else, in numbers.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Record:
     launches: int | None = None
     equal: bool | None = None
     note: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON has it."""
@@ -337,15 +340,19 @@ def layer(section: Section, config: BertConfig, tokens: int, secure: bool) -> No
         outcome = local.run_encrypted(prepared, executor, Terminal(False))
     result = outcome.result
     spans = sorted(s.stop - s.start for s in result.timeline)
-    busy = result.scheduling.busy
+    figures = {
+        "median_task_seconds": spans[len(spans) // 2],
+        "dask_share": 1 - result.scheduling.busy / result.seconds,
+        "largest_error": outcome.precision.max_error,
+    }
     notes = [
         repr(job.params),
-        f"{result.tasks} tasks, median {spans[len(spans) // 2] * 1e3:.0f} ms",
-        f"Dask {(result.seconds - busy) / result.seconds:.1%} of the time",
+        f"{result.tasks} tasks, median {figures['median_task_seconds'] * 1e3:.0f} ms",
+        f"Dask {figures['dask_share']:.1%} of the time",
         f"{job.keys.count} keys, {outcome.key_bytes / 1e9:.1f} GB",
         f"largest error {outcome.precision.max_error:.1e}",
         f"12 layers at this rate: {12 * result.seconds:.0f} s",
     ]
     name = f"layer of width {config.hidden}, {tokens} tokens"
-    section.records.append(Record(name, result.seconds, note="; ".join(notes)))
+    section.records.append(Record(name, result.seconds, note="; ".join(notes), figures=figures))
     section.say(f"  {name}: {result.seconds:.2f} s; {'; '.join(notes)}")

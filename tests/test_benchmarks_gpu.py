@@ -9,10 +9,10 @@ import pytest
 
 from aegis_dask.ring.cuda_backend import sources
 from benchmarks import gpu
+from benchmarks.claims import Options
+from benchmarks.claims import gpu as gpu_claims
 from tests.cuda.moving import emulation
-from tests.emulation.device import COMPILER
-
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for the emulation")
+from tests.emulation.device import needs_compiler
 
 
 @needs_compiler
@@ -71,3 +71,49 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_kernel_is_in_the_table_of_the_page() -> None:
     page = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text()
     assert all(f"`{unit}`" in page for unit in sources.UNITS)
+
+
+def run_with(**records: list[dict[str, object]]) -> object:
+    """Stand in for `gpu.measure`: sections with these records."""
+    return lambda name, *_: {"records": records[name.replace("-", "_")], "error": ""}
+
+
+def record(name: str, seconds: float, **more: object) -> dict[str, object]:
+    return {"name": name, "seconds": seconds, "equal": True, "note": "", "figures": {}, **more}
+
+
+def test_claims_read_the_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = record(
+        "layer of width 768, 2048 tokens",
+        21.0,
+        equal=None,
+        figures={"median_task_seconds": 0.06, "dask_share": 0.01},
+    )
+    measure = run_with(
+        kernels=[record("copy", 1e-3, bytes=4e9), record("ntt of 60 limbs", 3e-5, bytes=6e7)],
+        operations=[record("rotate", 1e-4), record("multiply, relinearise, rescale", 3e-4)],
+        layer_2048=[layer],
+    )
+    monkeypatch.setattr(gpu, "device_info", lambda: {"name": "a GPU", "cuda": 13000})
+    monkeypatch.setattr(gpu, "measure", measure)
+    claims = {c.name: c for c in gpu_claims.claims(Options())}
+    wanted = {
+        "gpu-ntt": (2.0, True),
+        "gpu-rotate": (100.0, True),
+        "gpu-multiply": (300.0, False),
+        "gpu-operations-equal": (2, True),
+        "gpu-layer-2048": (21.0, False),
+        "gpu-median-task": (60.0, True),
+        "gpu-dask-share": (0.01, True),
+    }
+    for name, (value, holds) in wanted.items():
+        finding = claims[name].measure()
+        assert finding.value == pytest.approx(value), name
+        assert claims[name].holds(finding) is holds, name
+
+
+def test_claims_about_a_gpu_are_missed_without_one() -> None:
+    claim = next(c for c in gpu_claims.claims(Options()) if c.name == "gpu-rotate")
+    with pytest.raises(RuntimeError, match="not measured: no GPU"):
+        claim.measure()
+    assert all(c.slow for c in gpu_claims.claims(Options()) if c.name.startswith("gpu-"))

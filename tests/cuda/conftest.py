@@ -1,4 +1,4 @@
-"""The GPU backend on the host: skipped where there is no C++20 compiler."""
+"""Rings of the CPU and of the emulated GPU, in pairs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 
 from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.cuda_backend.ring import CudaRing
-from tests.emulation.device import COMPILER, EmulatedDevice
-
-collect_ignore_glob = [] if COMPILER else ["test_*.py"]
+from tests.emulation.device import EmulatedDevice
 
 
 @pytest.fixture(scope="session")

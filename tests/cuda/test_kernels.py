@@ -15,7 +15,9 @@ from aegis_dask.ring.conversion import base_conversion, digit_raise, mod_down
 from aegis_dask.ring.cuda_backend import sources
 from aegis_dask.ring.cuda_backend.ring import CudaRing
 from tests import reference
-from tests.emulation.device import DeviceArray
+from tests.emulation.device import DeviceArray, needs_compiler
+
+pytestmark = needs_compiler
 
 N = 1 << 10
 LIMBS = (0, 3, 4, 15, 26, 30)

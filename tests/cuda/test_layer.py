@@ -14,6 +14,9 @@ from aegis_dask.program.interpreter import run
 from aegis_dask.service.client import Client
 from aegis_dask.service.job import make_job
 from tests.cuda.moving import assert_same, emulation, moved
+from tests.emulation.device import needs_compiler
+
+pytestmark = needs_compiler
 
 CONFIG = BertConfig(1, 32, 4, 64, max_positions=40, vocabulary=11)
 

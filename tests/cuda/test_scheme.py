@@ -18,6 +18,9 @@ from aegis_dask.ckks.linear import LinearTransform
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from tests.cuda.moving import assert_same, emulation, host, moved
+from tests.emulation.device import needs_compiler
+
+pytestmark = needs_compiler
 
 PRESETS = ("insecure-n10-d40", "insecure-n10-d54")
 

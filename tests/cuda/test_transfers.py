@@ -15,7 +15,9 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime import serialization
 from tests.cuda.moving import emulation, host, moved
-from tests.emulation.device import DeviceArray
+from tests.emulation.device import DeviceArray, needs_compiler
+
+pytestmark = needs_compiler
 
 DEVICE = ("cuda", "dask", "pickle")
 

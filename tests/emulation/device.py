@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from aegis_dask.ring.cuda_backend import sources
 
 HEADER = Path(__file__).with_name("emulation.h")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None, reason="no C++ compiler (g++, or CXX) for the emulation of the GPU"
+)
 OPTIONS = ("-std=c++20", "-O2", "-shared", "-fPIC", "-DAEGIS_EMULATION", "-w")
 
 

@@ -1,0 +1,116 @@
+"""What the GPU backend must show: by emulation anywhere, by `benchmarks.gpu` where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from benchmarks import gpu
+from benchmarks.claims import Claim, Finding, Options
+from benchmarks.claims._processes import passing
+
+_TESTS = "tests/cuda/"
+#: claim -> section, record, figure of it, factor to the unit, target, unit
+_FIGURES: dict[str, tuple[str, str, str, float, str, str]] = {
+    "rotate": ("operations", "rotate", "seconds", 1e6, "<= 200", "us"),
+    "multiply": ("operations", "multiply, relinearise, rescale", "seconds", 1e6, "<= 200", "us"),
+    "hoisted-8": ("operations", "8 hoisted rotations", "seconds", 1e6, "<= 700", "us"),
+    "bootstrap": ("bootstrap", "bootstrap, complex slots", "seconds", 1e3, "<= 25", "ms"),
+    "bootstrap-stretch": ("bootstrap", "bootstrap, complex slots", "seconds", 1e3, "<= 15", "ms"),
+    "base-128": (
+        *("layer-128", "layer of width 768, 128 tokens", "seconds", 12, "<= 12.2"),
+        "s, 12 times a layer",
+    ),
+    "base-128-stretch": (
+        *("layer-128", "layer of width 768, 128 tokens", "seconds", 12, "<= 8"),
+        "s, 12 times a layer",
+    ),
+    "layer-2048": ("layer-2048", "layer of width 768, 2048 tokens", "seconds", 1, "<= 20", "s"),
+    "base-2048": (
+        *("layer-2048", "layer of width 768, 2048 tokens", "seconds", 12, "<= 240"),
+        "s, 12 times a layer",
+    ),
+    "median-task": (
+        *("layer-2048", "layer of width 768, 2048 tokens", "median_task_seconds", 1e3, ">= 50"),
+        "ms, tasks of the layer of 2,048 tokens",
+    ),
+    "dask-share": (
+        *("layer-2048", "layer of width 768, 2048 tokens", "dask_share", 1, "<= 0.02"),
+        "of the time of the layer of 2,048 tokens",
+    ),
+}
+
+
+class _Runs:
+    """Sections of `benchmarks.gpu`, each run when first asked for."""
+
+    def __init__(self) -> None:
+        self._sections: dict[str, dict[str, Any]] = {}
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no GPU, or the section fails.
+        """
+        device = gpu.device_info()
+        if "cuda" not in device:
+            raise RuntimeError(f"not measured: {device['name']}")
+        if name not in self._sections:
+            self._sections[name] = gpu.measure(name, False, lambda _: None)
+        found = self._sections[name]
+        if found["error"]:
+            raise RuntimeError(found["error"])
+        return found
+
+    def figure(self, section: str, record: str, figure: str, factor: float) -> Finding:
+        """Return a figure of a record."""
+        found = next(r for r in self.section(section)["records"] if r["name"] == record)
+        value = found[figure] if figure in found else found["figures"][figure]
+        return Finding(round(value * factor, 4), found["note"], found["equal"] is not False)
+
+    def equal(self, section: str) -> Finding:
+        """Return how many results of a section are the CPU's; unsound if one is not."""
+        verdicts = [r["equal"] for r in self.section(section)["records"]]
+        return Finding(verdicts.count(True), sound=False not in verdicts)
+
+    def transform(self) -> Finding:
+        """Return the time of the transform over that of reading and writing its limbs twice."""
+        records = self.section("kernels")["records"]
+        copy = next(r for r in records if r["name"] == "copy")
+        ntt = next(r for r in records if r["name"].startswith("ntt of"))
+        floor = ntt["bytes"] / (copy["bytes"] / copy["seconds"])
+        note = f"{ntt['name']}: {ntt['seconds'] * 1e6:.1f} us, floor {floor * 1e6:.1f} us"
+        return Finding(round(ntt["seconds"] / floor, 3), note)
+
+
+def claims(options: Options) -> list[Claim]:
+    """Every claim, in the order of the table."""
+    runs = _Runs()
+
+    def on_gpu(name: str, target: str, unit: str, measure: Callable[[], Finding]) -> Claim:
+        return Claim(f"gpu-{name}", target, unit, measure, slow=True)
+
+    return [
+        passing("emulated-kernels", _TESTS + "test_kernels.py"),
+        passing("emulated-operations", _TESTS + "test_scheme.py", "-k", "operations"),
+        passing("emulated-bootstrap", _TESTS + "test_scheme.py", "-k", "bootstrapping"),
+        passing("emulated-layer", _TESTS + "test_layer.py"),
+        passing("compiles", _TESTS + "test_compile.py"),
+        passing("errors", _TESTS + "test_backend.py"),
+        passing("transfers", _TESTS + "test_transfers.py"),
+        *(
+            on_gpu(f"{name}-equal", ">= 1", "results, all residues the CPU's", partial(
+                runs.equal, name
+            ))
+            for name in ("kernels", "operations", "bootstrap")
+        ),
+        on_gpu("ntt", "<= 2", "x the time to move its limbs twice", runs.transform),
+        *(
+            on_gpu(name, target, unit, partial(runs.figure, section, record, figure, factor))
+            for name, (section, record, figure, factor, target, unit) in _FIGURES.items()
+        ),
+    ]  # fmt: skip
