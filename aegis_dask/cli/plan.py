@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aegis_dask.program.refresh import Placement
     from aegis_dask.service.job import Job
     from aegis_dask.service.plan import Estimate
+    from aegis_dask.service.scaling import Scaled
     from aegis_dask.terminal import Terminal
 
 DEFAULT_LENGTH = 128
@@ -60,6 +61,14 @@ def plan(
             help="Draw the levels along the program, and its refreshes, to this .html file."
         ),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulate the plan on this many devices, and on fewer."),
+    ] = None,
+    machine: Annotated[
+        str,
+        typer.Option(help="What they are: cpu, h200-nvlink, a100-40-pcie, .. or a .json file."),
+    ] = "cpu",
     as_json: o.Json = False,
 ) -> None:
     """Count what a graph would take: operations, levels, bootstraps, keys, memory, time."""
@@ -70,6 +79,9 @@ def plan(
     from aegis_dask.terminal import Terminal
 
     terminal = Terminal(as_json)
+    from aegis_dask.placement.devices import load_machine
+
+    kind = load_machine(machine)
     if plot is not None:
         from aegis_dask.service.refresh_plot import check_plot, plot_levels
 
@@ -100,6 +112,14 @@ def plan(
     if plot is not None:
         plot_levels(job.analysis, plot, f"{job.graph.name} on {job.model.name}, {tokens} tokens")
         terminal.say(f"Plot: {plot}")
+    scaled: list[Scaled] = []
+    if devices is not None:
+        from aegis_dask.service.scaling import scale
+
+        with terminal.step("Planning and simulating"):
+            counts = [1 << k for k in range(devices.bit_length()) if 1 << k <= devices]
+            scaled = scale(job, kind, [*counts, devices])
+        _show_scaling(terminal, scaled)
     terminal.json(
         {
             **describe_job(job, tokens),
@@ -107,6 +127,8 @@ def plan(
             **counted.to_dict(workers),
             "placements": describe_comparison(compared),
             "plot": None if plot is None else str(plot),
+            "machine": kind.to_dict() if scaled else None,
+            "scaling": [s.to_dict() for s in scaled],
         }
     )
 
@@ -176,6 +198,52 @@ def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int) -> None
             "time": f"about {counted.seconds:,.0f} s on one thread, on {threads} at best "
             f"{counted.seconds / threads:,.0f} s ({workers} workers, {cores()} cores here)",
         }
+    )
+
+
+def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
+    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.terminal import table_of
+
+    machine = scaled[0].simulation.machine
+    terminal.say("")
+    terminal.say(
+        f"Simulated on devices of the kind {machine.device.name}, {machine.per_node} to a node, "
+        f"{machine.inside.name} within it and {machine.between.name} between nodes."
+    )
+    table = table_of(
+        "devices", "s", "faster", "efficiency", "between devices", "waiting for data", "a device"
+    )
+    for s in scaled:
+        exposed = max(s.simulation.exposed) / s.simulation.makespan
+        table.add_row(
+            str(s.devices),
+            f"{s.simulation.makespan:.3g}",
+            f"{s.speedup:.2f}x",
+            f"{s.efficiency:.1%}",
+            format_bytes(s.traffic.total),
+            f"{exposed:.1%}",
+            format_bytes(s.device_bytes),
+        )
+    terminal.show(table)
+    for s in scaled:
+        if not s.fits:
+            terminal.say(
+                f"On {s.devices} device{'s' * (s.devices > 1)} it does not fit: {format_bytes(s.device_bytes)} are "
+                f"needed on one, {machine.device.name} has "
+                f"{format_bytes(machine.device.memory_bytes)}. Evaluation keys take "
+                f"{format_bytes(s.key_bytes)} of it; take more devices or shorter texts.",
+                "bold red",
+            )
+    most = scaled[-1]
+    if most.operators:
+        table = table_of("operator", f"sent between {most.devices} devices", "share")
+        for name, size in sorted(most.operators.items(), key=lambda item: -item[1]):
+            table.add_row(name, format_bytes(size), f"{size / most.traffic.total:.0%}")
+        terminal.show(table)
+    terminal.say(
+        "a device: results, all evaluation keys and all weights on it at the same time; waiting "
+        "for data: of the device that waits the longest."
     )
 
 

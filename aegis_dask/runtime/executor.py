@@ -19,20 +19,20 @@ from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
+from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.strategy import Strategy, contiguous
+from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis, analyse
 from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context, InterpreterFactory
-from aegis_dask.runtime.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.runtime.hosts import Hosts
 from aegis_dask.runtime.measure import WorkerReport
-from aegis_dask.runtime.place import Strategy, contiguous
-from aegis_dask.runtime.plan import make_plan
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import Session
-from aegis_dask.runtime.tasks import Plan
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_rows
 from aegis_dask.runtime.worker import PLUGIN, RunSpec

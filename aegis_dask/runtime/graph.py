@@ -17,8 +17,8 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task as DaskTask
 from dask.task_spec import TaskRef
 
+from aegis_dask.placement.tasks import Plan, Task
 from aegis_dask.program.graph import Program
-from aegis_dask.runtime.tasks import Plan, Task
 from aegis_dask.runtime.worker import run_task
 
 Key = tuple[str, int]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aegis_dask.placement.tasks import Task
 from aegis_dask.program.graph import Program
 from aegis_dask.runtime.measure import WorkerReport
-from aegis_dask.runtime.tasks import Task
 from aegis_dask.runtime.transfers import Transfers
 
 

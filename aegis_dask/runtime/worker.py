@@ -15,12 +15,12 @@ from typing import Any
 from distributed import get_worker
 
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.tasks import Argument, Take, Task
 from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run_stage
 from aegis_dask.runtime.context import Context, InterpreterFactory
 from aegis_dask.runtime.measure import Record, Timed, WorkerReport, now
 from aegis_dask.runtime.serialization import Results, payload_bytes
-from aegis_dask.runtime.tasks import Argument, Take, Task
 
 PLUGIN = "aegis"
 """Name of the plugin on every worker."""

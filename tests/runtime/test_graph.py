@@ -7,6 +7,8 @@ import pickle
 import pytest
 from dask.utils import key_split
 
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
 from aegis_dask.runtime.graph import (
     GROUP_TASKS,
@@ -16,8 +18,6 @@ from aegis_dask.runtime.graph import (
     make_ranks,
     words_of,
 )
-from aegis_dask.runtime.plan import make_plan
-from aegis_dask.runtime.tasks import Plan
 from tests.runtime.programs import chain, model
 
 PROGRAM, _ = model()

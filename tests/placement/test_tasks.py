@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.cut import split
+from aegis_dask.placement.lowering import lower
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Capture, EncryptedTensor, Program, capture, stack, total
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.operations import Input, Sum
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.runtime.context import Context
-from aegis_dask.runtime.cut import split
-from aegis_dask.runtime.lowering import lower
-from aegis_dask.runtime.plan import make_plan
-from aegis_dask.runtime.tasks import Plan
 from aegis_dask.runtime.values import join_rows, rows_of
 from aegis_dask.runtime.worker import RunSpec, RunState, TaskError, run_task
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.cut import Unit, block_of, is_input, split
+from aegis_dask.placement.lowering import FAN_IN, lower
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.strategy import contiguous
+from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Capture, Program, capture, total
-from aegis_dask.runtime.cut import Unit, block_of, is_input, split
-from aegis_dask.runtime.lowering import FAN_IN, lower
-from aegis_dask.runtime.place import contiguous
-from aegis_dask.runtime.plan import make_plan
-from aegis_dask.runtime.tasks import Plan
 from tests.runtime.programs import SLOTS, chain, model
 
 PROGRAM, _ = model()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from aegis_dask.runtime.cut import Rows
+from aegis_dask.placement.cut import Rows
 
 Kind = Literal["stage", "input", "sum", "join", "pick"]
 

@@ -21,11 +21,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from aegis_dask.placement.cut import Rows, Unit
+from aegis_dask.placement.tasks import Argument, Kind, Piece, Plan, Take, Task
 from aegis_dask.program.graph import Program, Stage
 from aegis_dask.program.interpreter import needed_whole
 from aegis_dask.program.operations import Input, Total
-from aegis_dask.runtime.cut import Rows, Unit
-from aegis_dask.runtime.tasks import Argument, Kind, Piece, Plan, Take, Task
 
 FAN_IN = 8
 """Values that one sum adds: sums are chained, so that few of the values are held at a time."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from math import prod
 
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, split
+from aegis_dask.placement.lowering import lower
+from aegis_dask.placement.strategy import Strategy, contiguous
+from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
-from aegis_dask.runtime.cut import LEAST_SECONDS, TARGET_SECONDS, split
-from aegis_dask.runtime.lowering import lower
-from aegis_dask.runtime.place import Strategy, contiguous
-from aegis_dask.runtime.tasks import Plan
 
 
 def make_plan(

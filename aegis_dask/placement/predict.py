@@ -1,0 +1,85 @@
+"""What a plan will send from worker to worker, before anything runs.
+
+A worker fetches a result that it needs once, whatever number of its tasks need it; the sizes are
+those of the symbolic interpreter. `runtime.transfers` measures the same quantities in a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aegis_dask.placement.tasks import Plan, Task
+from aegis_dask.program.graph import Program
+
+CLIENT = -1
+"""The client as a source or destination; workers are 0, 1, ..."""
+
+Link = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of residues that move, by source, destination and the stage that made the values.
+
+    Attributes
+    ----------
+    payload
+        (source, destination, stage) -> bytes; source and destination are workers or `CLIENT`.
+    """
+
+    payload: dict[Link, int] = field(default_factory=dict)
+
+    @property
+    def between_workers(self) -> dict[Link, int]:
+        """`payload` without the client."""
+        return {k: v for k, v in self.payload.items() if CLIENT not in k[:2]}
+
+    @property
+    def total(self) -> int:
+        """Bytes that workers send each other."""
+        return sum(self.between_workers.values())
+
+
+def result_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> int:
+    """Return the bytes of residues of what a task gives."""
+    out = 0
+    for node in task.results:
+        shape, size = program.nodes[node].shape, node_bytes[node]
+        if task.rows is not None and shape:
+            first, last = task.rows
+            size = size // shape[0] * (last - first)
+        out += size
+    return out
+
+
+def predict(program: Program, plan: Plan, node_bytes: Sequence[int]) -> Traffic:
+    """Return the traffic of a plan.
+
+    Parameters
+    ----------
+    program, plan
+        The program, and its tasks.
+    node_bytes
+        Size of every node's value (`Analysis.node_bytes`).
+    """
+    payload: Counter[Link] = Counter()
+    sizes = [result_bytes(program, t, node_bytes) for t in plan.tasks]
+    fetched: set[tuple[int, int]] = set()
+
+    def move(source: Task, destination: int, origin: int) -> None:
+        payload[origin, destination, program.stages[source.stage].name] += sizes[source.index]
+
+    for task in plan.tasks:
+        if task.kind == "input":
+            move(task, task.owner, CLIENT)
+        for i in task.sources:
+            source = plan.tasks[i]
+            if source.owner != task.owner and (i, task.owner) not in fetched:
+                fetched.add((i, task.owner))
+                move(source, task.owner, source.owner)
+    for pieces in plan.outputs.values():
+        for i in pieces:
+            move(plan.tasks[i], CLIENT, plan.tasks[i].owner)
+    return Traffic({k: v for k, v in payload.items() if v})

@@ -1,0 +1,103 @@
+"""Which worker runs which unit: strategies. Another one can be given to `Executor.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aegis_dask.placement.cut import Unit
+from aegis_dask.program.graph import Program
+from aegis_dask.program.interpreter import needed_whole
+
+BANDWIDTH = 1.5e9
+"""Bytes per second between two workers, for estimates."""
+HOP_SECONDS = 0.006
+"""Latency of a dependency between two workers, for estimates."""
+
+
+class Strategy(Protocol):
+    """Chooses a worker for each unit."""
+
+    def __call__(
+        self,
+        program: Program,
+        units: Sequence[Unit],
+        workers: int,
+        node_bytes: Sequence[int],
+    ) -> list[int]:
+        """Return the worker, 0 to ``workers - 1``, of every unit.
+
+        Parameters
+        ----------
+        program
+            The program.
+        units
+            Its units, in order of evaluation.
+        workers
+            Number of workers.
+        node_bytes
+            Size of every node's value.
+        """
+
+
+@dataclass(frozen=True)
+class Contiguous:
+    """Gives block b of n to worker ``b * workers // n``, whole stages to who finishes them first.
+
+    A whole stage is started where it can be ready earliest, by the estimates of work and of moving
+    its arguments: independent ones are dealt over the workers, and a lone one goes where most of
+    its arguments are.
+
+    Attributes
+    ----------
+    bandwidth
+        Bytes that move between two workers in a second of estimated work.
+    hop_seconds
+        Latency of a dependency between two workers, in seconds of estimated work.
+    """
+
+    bandwidth: float = BANDWIDTH
+    hop_seconds: float = HOP_SECONDS
+
+    def __call__(
+        self, program: Program, units: Sequence[Unit], workers: int, node_bytes: Sequence[int]
+    ) -> list[int]:
+        """Return the worker of every unit."""
+        owners: list[int] = []
+        free = [0.0] * workers
+        ready: dict[int, float] = {}  # stage -> when all of it is there
+        held: dict[int, list[float]] = {}  # stage -> share of its rows on each worker
+        for unit in units:
+            stage = program.stages[unit.stage]
+            needed = needed_whole(program, stage)
+
+            def start(w: int, unit: Unit = unit, needed: dict[int, bool] = needed) -> float:
+                time = free[w]
+                for j, whole in needed.items():
+                    source = program.nodes[j].stage
+                    if source not in ready:
+                        continue  # an input: the caller sends it to any worker alike
+                    missing = 1 - held[source][w] if whole or unit.rows is None else 0.0
+                    moved = missing * node_bytes[j] / self.bandwidth + (
+                        self.hop_seconds if missing > 1e-9 else 0.0
+                    )
+                    time = max(time, ready[source] + moved)
+                return time
+
+            if unit.blocks > 1:
+                w = unit.block * workers // unit.blocks
+            else:
+                w = min(range(workers), key=lambda v: (start(v), free[v], v))
+            owners.append(w)
+            end = start(w) + unit.seconds
+            free[w] = end
+            ready[unit.stage] = max(ready.get(unit.stage, 0.0), end)
+            share = held.setdefault(unit.stage, [0.0] * workers)
+            rows = unit.rows
+            share[w] += 1.0 if rows is None else (rows[1] - rows[0]) / (stage.over or 1)
+        return owners
+
+
+contiguous = Contiguous()
+"""With the estimates for processes of one host."""

@@ -1,0 +1,128 @@
+"""A job on several devices of a machine, simulated: time, bytes and memory of each number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
+from aegis_dask.placement.devices import Machine
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.predict import Traffic, predict
+from aegis_dask.placement.simulate import Simulation, simulate
+from aegis_dask.placement.strategy import Contiguous
+from aegis_dask.service.job import Job
+from aegis_dask.service.summary import operator_of
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A job on a number of devices.
+
+    Attributes
+    ----------
+    devices
+        How many.
+    tasks
+        Tasks of the plan.
+    simulation, traffic
+        When they would run, and what they would send.
+    single
+        Seconds on one device.
+    key_bytes, weight_bytes
+        What every device holds beside ciphertexts: all keys and all weights.
+    """
+
+    devices: int
+    tasks: int
+    simulation: Simulation
+    traffic: Traffic
+    single: float
+    key_bytes: int
+    weight_bytes: int
+
+    @property
+    def speedup(self) -> float:
+        """Over one device, Dask included on both sides."""
+        return self.single / self.simulation.makespan
+
+    @property
+    def efficiency(self) -> float:
+        """`speedup` per device."""
+        return self.speedup / self.devices
+
+    @property
+    def device_bytes(self) -> int:
+        """Most bytes on a device at a time: results, keys, weights."""
+        return max(self.simulation.peak_bytes) + self.key_bytes + self.weight_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is within the memory of a device."""
+        return self.device_bytes <= self.simulation.machine.device.memory_bytes
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """Operator -> bytes that its results take between devices."""
+        out: Counter[str] = Counter()
+        for (_, _, stage), size in self.traffic.between_workers.items():
+            out[operator_of(stage)] += size
+        return dict(out)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        s = self.simulation
+        return {
+            "devices": self.devices,
+            "tasks": self.tasks,
+            "seconds": s.makespan,
+            "speedup": self.speedup,
+            "efficiency": self.efficiency,
+            "bytes_between_devices": self.traffic.total,
+            "bytes_by_operator": self.operators,
+            "exposed_seconds": list(s.exposed),
+            "busy_seconds": list(s.busy),
+            "ciphertext_bytes": list(s.peak_bytes),
+            "device_bytes": self.device_bytes,
+            "fits": self.fits,
+        }
+
+
+def scale(job: Job, machine: Machine, devices: Sequence[int]) -> list[Scaled]:
+    """Plan and simulate a job for each number of devices.
+
+    Tasks last as long on the machine's devices as they do on a CPU by default, so that Dask's share
+    stays small: faster devices get larger tasks.
+    """
+    program, analysis = job.program, job.analysis
+    speed = machine.device.speed
+    place = Contiguous(machine.inside.bytes_per_second / speed, machine.hop_seconds * speed)
+    weights = sum(a.size * a.itemsize for a in job.model.tensors().values())
+    single = None
+    out = []
+    for count in sorted({1, *devices}):
+        plan = make_plan(
+            program,
+            count,
+            analysis.stage_work,
+            node_bytes=analysis.node_bytes,
+            place=place,
+            target_seconds=TARGET_SECONDS * speed,
+            least_seconds=LEAST_SECONDS * speed,
+        )
+        simulation = simulate(program, plan, analysis.node_bytes, machine)
+        single = single or simulation.makespan
+        out.append(
+            Scaled(
+                devices=count,
+                tasks=sum(t.kind != "input" for t in plan.tasks),
+                simulation=simulation,
+                traffic=predict(program, plan, analysis.node_bytes),
+                single=single,
+                key_bytes=job.keys.nbytes,
+                weight_bytes=weights,
+            )
+        )
+    return out

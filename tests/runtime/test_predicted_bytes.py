@@ -1,0 +1,63 @@
+"""The bytes that a plan predicts are those that Dask moves: per pair of workers and stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aegis_dask.models.calibration import Calibration, calibrate
+from aegis_dask.models.checkpoint import BertConfig, BertModel, random_bert
+from aegis_dask.models.graphs import load_graph
+from aegis_dask.models.programs import INPUT, OUTPUT
+from aegis_dask.placement.predict import predict
+from aegis_dask.program.symbolic import analyse
+from aegis_dask.runtime.executor import Executor
+from aegis_dask.service.client import Client
+from aegis_dask.service.job import Job, make_job
+
+CONFIG = BertConfig(1, 32, 4, 64, max_positions=40, vocabulary=11)
+LENGTH = 12
+FINE = {"least_seconds": 0.0, "target_seconds": 0.02}
+"""As many tasks as there can be, so that much is sent."""
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[BertModel, Calibration]:
+    model, rng = random_bert(CONFIG, 5), np.random.default_rng(3)
+    return model, calibrate(model, [rng.integers(0, 11, rng.integers(3, 30)) for _ in range(50)])
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    request: pytest.FixtureRequest, tiny: tuple[BertModel, Calibration]
+) -> tuple[Job, Any, Any]:
+    model, calibration = tiny
+    graph = load_graph(request.param)
+    job = make_job(model, calibration, graph, LENGTH, tokens=32, allow_insecure=True)
+    client = Client.create(job)
+    x = client.encrypt(np.random.default_rng().uniform(-0.5, 0.5, (LENGTH, CONFIG.hidden)))
+    return job, client.evaluation_keys(), x
+
+
+@pytest.mark.parametrize(
+    "prepared", ["feed_forward", "self_attention", "bert_layer"], indirect=True
+)
+def test_bytes_and_residues_on_two_and_four_workers(prepared: tuple[Job, Any, Any]) -> None:
+    job, keys, x = prepared
+    assert job.params is not None
+    residues = []
+    for workers in (1, 2, 4):
+        with Executor.local(workers, 1, processes=False, protocol="tcp://") as executor:
+            executor.prepare(job.params, keys, job.model.tensors())
+            level = x.batch.level
+            plan = executor.plan(job.program, top_level=level, **FINE)
+            sizes = analyse(job.program, job.params, level).node_bytes
+            result = executor.run(job.program, {INPUT: x}, **FINE)
+            expected = predict(job.program, plan, sizes)
+            assert dict(result.transfers.payload) == expected.payload
+            assert result.transfers.between_workers == expected.total
+            assert (expected.total > 0) is (workers > 1)
+            residues.append(result.outputs[OUTPUT].batch.data)
+    assert all(np.array_equal(r, residues[0]) for r in residues)

@@ -1,0 +1,60 @@
+"""``aegis plan --devices``: a job on several devices, simulated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aegis_dask.placement.devices import MACHINES
+from tests.service.conftest import aegis, json_of, refused
+
+
+def test_the_plan_is_simulated_on_more_and_more_devices(checkpoint: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    found = json_of(*options, "--devices", 3, "--machine", "h200-nvlink")
+    rows = found["scaling"]
+    assert [r["devices"] for r in rows] == [1, 2, 3]
+    assert rows[0]["bytes_between_devices"] == 0
+    assert rows[0]["speedup"] == 1
+    for r in rows:
+        assert r["fits"]
+        assert sum(r["bytes_by_operator"].values()) == r["bytes_between_devices"]
+        assert 0 < r["efficiency"] <= 1.05
+        assert r["device_bytes"] >= found["evaluation_key_bytes"]
+    assert found["machine"]["device"]["name"] == "H200 (estimated)"
+    assert json_of(*options)["scaling"] == []
+
+
+def test_the_table_names_the_machine_and_the_operators(checkpoint: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    shown = aegis(*options, "--devices", 2, "--machine", "a100-40-pcie").output
+    assert "A100 40 GB (estimated), 4 to a node, PCIe 4.0 x16 within it" in " ".join(shown.split())
+    assert "sent between 2 devices" in shown
+
+
+def test_a_layer_that_does_not_fit_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    data = MACHINES["cpu"].to_dict()
+    data["device"]["memory_bytes"] = 1000
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(data))
+    options = ("plan", "feed_forward", "--model", checkpoint, "--length", 12, "--insecure")
+    shown = aegis(*options, "--devices", 1, "--machine", path).output
+    assert "On 1 device it does not fit" in " ".join(shown.split())
+
+
+def test_an_unknown_machine_is_refused(checkpoint: Path) -> None:
+    message = refused(
+        "plan", "feed_forward", "--model", checkpoint, "--devices", 2, "--machine", "abacus"
+    )
+    assert "there is no machine 'abacus'" in message
+
+
+@pytest.mark.parametrize("tokens", [128, 2048])
+def test_a_large_shape_is_planned_in_seconds(tokens: int) -> None:
+    found = json_of(
+        *("plan", "bert_layer", "--shape", "bert-base", "--length", tokens, "--devices", 4)
+    )
+    rows = {r["devices"]: r for r in found["scaling"]}
+    assert rows[4]["speedup"] > 2
