@@ -228,11 +228,12 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
     terminal.show(table)
     for s in scaled:
         if not s.fits:
+            where = "1 device" if s.devices == 1 else f"{s.devices} devices"
             terminal.say(
-                f"On {s.devices} device{'s' * (s.devices > 1)} it does not fit: {format_bytes(s.device_bytes)} are "
-                f"needed on one, {machine.device.name} has "
-                f"{format_bytes(machine.device.memory_bytes)}. Evaluation keys take "
-                f"{format_bytes(s.key_bytes)} of it; take more devices or shorter texts.",
+                f"On {where} it does not fit: {format_bytes(s.device_bytes)} are needed on one, "
+                f"{machine.device.name} has {format_bytes(machine.device.memory_bytes)}. "
+                f"Evaluation keys take {format_bytes(s.key_bytes)} of it; take more devices or "
+                "shorter texts.",
                 "bold red",
             )
     most = scaled[-1]
