@@ -1,7 +1,7 @@
 """Rotations in two stages: the same rotations, fewer keys."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aegis_dask.program.hoisting import SINGLE_STAGE, two_stages
@@ -13,13 +13,16 @@ def expanded(outer: tuple[int, ...], inner: tuple[int, ...], count: int) -> list
     return [(outer[i // len(inner)] + inner[i % len(inner)]) % SLOTS for i in range(count)]
 
 
+@example(129, 64)
 @given(st.integers(1, 300), st.integers(1, 64))
 def test_an_arithmetic_progression_is_the_sum_of_two(count: int, stride: int) -> None:
     steps = tuple(i * stride for i in range(count))
     outer, inner = two_stages(steps, SLOTS)
     assert expanded(outer, inner, count) == [s % SLOTS for s in steps]
     if count > SINGLE_STAGE:
-        assert len(outer) + len(inner) <= 2 * count**0.5 + 2
+        # Steps that wrap around may come more than once in a stage; a key serves them all.
+        keys = {s % SLOTS for s in (*outer, *inner)} - {0}
+        assert len(keys) <= 2 * count**0.5 + 2
 
 
 @given(st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=40))
