@@ -7,8 +7,8 @@ last half a second, and no less than 50 ms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 
 from aegis_dask.errors import ClusterError
@@ -40,6 +40,8 @@ class Unit:
         A split stage has one block of consecutive rows per worker that takes part; this unit lies
         in the block of this index. All stages of one length have the same blocks, so that rows stay
         where they are from stage to stage.
+    is_copy
+        The stage is replicated: every worker computes all of it, block b is that of worker b.
     """
 
     stage: int
@@ -47,6 +49,7 @@ class Unit:
     seconds: float
     block: int = 0
     blocks: int = 1
+    is_copy: bool = False
 
 
 def is_input(program: Program, stage: Stage) -> bool:
@@ -65,6 +68,7 @@ def split(
     stage_work: Sequence[float],
     target_seconds: float = TARGET_SECONDS,
     least_seconds: float = LEAST_SECONDS,
+    replicated: Collection[int] = (),
 ) -> list[Unit]:
     """Return the units of a program, in order of evaluation.
 
@@ -79,6 +83,9 @@ def split(
     target_seconds, least_seconds
         How long a unit should last, and how short it may get. A stage whose arguments are already
         spread over workers is split regardless: moving them costs more.
+    replicated
+        Stages that every worker computes for itself, instead of fetching from others what they
+        give. Those with sums over the leading axis cannot be.
 
     Raises
     ------
@@ -99,6 +106,16 @@ def split(
     blocks_of: dict[int, int] = {}
     for stage, work in zip(program.stages, stage_work, strict=True):
         if is_input(program, stage) or not program.results(stage):
+            continue
+        if stage.index in replicated and workers > 1:
+            if any(program.nodes[i].op.reduces for i in stage.nodes):
+                raise ClusterError(
+                    f"stage {stage.name!r} cannot be computed by every worker: it has a sum over "
+                    "its leading axis"
+                )
+            for w in range(workers):
+                parts = _cut_stage(stage, work, 1, target_seconds)
+                units += [replace(u, block=w, blocks=workers, is_copy=True) for u in parts]
             continue
         blocks = 1
         if stage.over is not None and stage.over > 1:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aegis_dask.placement.cut import Rows, Unit
 from aegis_dask.placement.tasks import Argument, Kind, Piece, Plan, Take, Task
@@ -33,10 +33,26 @@ FAN_IN = 8
 
 @dataclass
 class _Value:
-    """Where a node's value is: pieces with consecutive rows, or partial sums to be added."""
+    """Where a node's value is: pieces with consecutive rows, or partial sums to be added.
+
+    A replicated value has pieces on every worker; `pieces` are those of the first.
+    """
 
     pieces: list[Piece] = field(default_factory=list)
     is_partial: bool = False
+    copies: defaultdict[int, list[Piece]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, piece: Piece, copy_on: int | None) -> None:
+        """Add a piece, which belongs to the copy on a worker if one is given."""
+        if copy_on is None:
+            self.pieces.append(piece)
+        else:
+            self.copies[copy_on].append(piece)
+            self.pieces = next(iter(self.copies.values()))
+
+    def on(self, worker: int) -> list[Piece]:
+        """Return the pieces that a worker should take."""
+        return self.copies.get(worker, self.pieces)
 
 
 def lower(program: Program, units: Sequence[Unit], owners: Sequence[int], workers: int) -> Plan:
@@ -92,7 +108,7 @@ class _Lowering:
         for name, node in self.program.outputs.items():
             if not isinstance(self.program.nodes[node].op, Input):
                 outputs[name] = self.output(node)
-        return Plan(self.tasks, outputs, self.workers)
+        return _needed(Plan(self.tasks, outputs, self.workers))
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -171,8 +187,9 @@ class _Lowering:
                 node, value = self.program.nodes[j], self.values[j]
                 chosen = slot if len(results) > 1 else None
                 partial = unit.rows is not None and not node.shape
+                piece = Piece(index, chosen, None if partial else unit.rows)
                 value.is_partial = value.is_partial or partial
-                value.pieces.append(Piece(index, chosen, None if partial else unit.rows))
+                value.add(piece, w if unit.is_copy else None)
 
     def fetch(
         self, node: int, rows: Rows | None, hull: Rows | None, w: int, stage: Stage, users: int
@@ -186,7 +203,7 @@ class _Lowering:
         if isinstance(self.program.nodes[node].op, Input):
             piece = self.send(node, hull, w)
             return [(piece, _inside(rows, piece.rows, count))]
-        pieces = self.values[node].pieces
+        pieces = self.values[node].on(w)
         if rows is None and len(pieces) > 1 and (users > 1 or (node, w) in self.joined):
             return [(self.join(node, w, stage), None)]
         out = []
@@ -236,7 +253,7 @@ class _Lowering:
     def join(self, node: int, w: int, stage: Stage) -> Piece:
         if (node, w) not in self.joined:
             builder = _Builder()
-            takes = [(self.near(p, None, w, stage)[0], None) for p in self.values[node].pieces]
+            takes = [(self.near(p, None, w, stage)[0], None) for p in self.values[node].on(w)]
             builder.add(node, takes)
             index = self.emit("join", stage.index, None, builder, [node], w)
             self.joined[node, w] = Piece(index)
@@ -321,7 +338,7 @@ class _Lowering:
         index = self.emit(
             "sum", stage.index, unit.rows, builder, [total], w, float(stage.index), unit.seconds
         )
-        self.values[total].pieces.append(Piece(index, None, unit.rows))
+        self.values[total].add(Piece(index, None, unit.rows), w if unit.is_copy else None)
 
     # -- outputs -----------------------------------------------------------------------------
 
@@ -333,6 +350,28 @@ class _Lowering:
             near, _ = self.near(piece, None, -1, self.program.stages[0])
             out.append(near.task)
         return tuple(out)
+
+
+def _needed(plan: Plan) -> Plan:
+    """Return the plan without tasks that no output needs: copies on workers that use none."""
+    needed: set[int] = set()
+    pending = [i for pieces in plan.outputs.values() for i in pieces]
+    while pending:
+        i = pending.pop()
+        if i not in needed:
+            needed.add(i)
+            pending += plan.tasks[i].sources
+    if len(needed) == len(plan.tasks):
+        return plan
+    index = {old: new for new, old in enumerate(sorted(needed))}
+    tasks = [
+        replace(
+            plan.tasks[old], index=new, sources=tuple(index[i] for i in plan.tasks[old].sources)
+        )
+        for old, new in index.items()
+    ]
+    outputs = {name: tuple(index[i] for i in pieces) for name, pieces in plan.outputs.items()}
+    return Plan(tasks, outputs, plan.workers)
 
 
 def _overlap(a: Rows, b: Rows) -> bool:

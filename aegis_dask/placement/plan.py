@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 from aegis_dask.errors import ClusterError
@@ -22,6 +22,7 @@ def make_plan(
     place: Strategy = contiguous,
     target_seconds: float = TARGET_SECONDS,
     least_seconds: float = LEAST_SECONDS,
+    replicated: Collection[int] = (),
 ) -> Plan:
     """Return the tasks of a program.
 
@@ -39,6 +40,8 @@ def make_plan(
         Strategy that chooses the worker of each unit.
     target_seconds, least_seconds
         How long tasks should last, and how short they may get.
+    replicated
+        Stages that every worker computes for itself (see `cut.split`).
 
     Raises
     ------
@@ -47,7 +50,7 @@ def make_plan(
     """
     if node_bytes is None:
         node_bytes = [prod(n.shape) * n.components << 20 for n in program.nodes]
-    units = split(program, workers, stage_work, target_seconds, least_seconds)
+    units = split(program, workers, stage_work, target_seconds, least_seconds, replicated)
     owners = place(program, units, workers, node_bytes)
     if len(owners) != len(units) or not all(0 <= w < workers for w in owners):
         raise ClusterError(

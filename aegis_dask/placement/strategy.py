@@ -85,7 +85,9 @@ class Contiguous:
                     time = max(time, ready[source] + moved)
                 return time
 
-            if unit.blocks > 1:
+            if unit.is_copy:
+                w = unit.block
+            elif unit.blocks > 1:
                 w = unit.block * workers // unit.blocks
             else:
                 w = min(range(workers), key=lambda v: (start(v), free[v], v))

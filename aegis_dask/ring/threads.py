@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +13,24 @@ def _numba() -> Any:
     # Our own module first: it sets what has to be set before Numba is imported anywhere.
     import_module("aegis_dask.ring.numba_backend.jit")
     return import_module("numba")
+
+
+_before: Callable[[], None] | None = None
+
+
+def before_kernels(function: Callable[[], None] | None) -> None:
+    """Call a function before every CPU kernel of this process; None for none.
+
+    It may call `set_threads`.
+    """
+    global _before
+    _before = function
+
+
+def kernel_begins() -> None:
+    """Call what `before_kernels` was given."""
+    if _before is not None:
+        _before()
 
 
 def max_threads() -> int:

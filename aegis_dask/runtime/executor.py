@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -357,6 +357,7 @@ class Executor:
         stage_work: list[float] | None = None,
         target_seconds: float = TARGET_SECONDS,
         least_seconds: float = LEAST_SECONDS,
+        replicated: Collection[int] = (),
         top_level: int | None = None,
         interpreter: str | InterpreterFactory = "encrypted",
     ) -> Plan:
@@ -377,6 +378,7 @@ class Executor:
             place=place,
             target_seconds=target_seconds,
             least_seconds=least_seconds,
+            replicated=replicated,
         )
 
     def _analyse(
@@ -403,6 +405,7 @@ class Executor:
         stage_work: list[float] | None = None,
         target_seconds: float = TARGET_SECONDS,
         least_seconds: float = LEAST_SECONDS,
+        replicated: Collection[int] = (),
         top_level: int | None = None,
     ) -> Result:
         """Run a program.
@@ -427,6 +430,8 @@ class Executor:
             Estimated seconds of every stage; by default from `program.symbolic.analyse`.
         target_seconds, least_seconds
             How long tasks should last, and how short they may get.
+        replicated
+            Stages that every worker computes for itself (see `placement.search`).
         top_level
             Level of the inputs, for the estimate.
 
@@ -448,12 +453,18 @@ class Executor:
             stage_work=stage_work,
             target_seconds=target_seconds,
             least_seconds=least_seconds,
+            replicated=replicated,
             top_level=top_level,
             interpreter=interpreter,
         )
         run = uuid.uuid4().hex[:8]
         addresses = tuple(self._addresses)
-        spec = RunSpec(run, self._name, program, plan.tasks, interpreter, addresses)
+        load = self._hosts.root / f"load-{run}" if self._shares_cores else None
+        if load is not None:
+            load.write_bytes(bytes(len(addresses)))
+        spec = RunSpec(
+            run, self._name, program, plan.tasks, interpreter, addresses, str(load or "")
+        )
         session = Session(self.client, spec, plan, progress)
         file = Path(f"run-{run}.pickle")
         try:
@@ -469,6 +480,8 @@ class Executor:
             ) from e
         finally:
             self._hosts.withdraw(file)
+            if load is not None:
+                load.unlink(missing_ok=True)
             with suppress(Exception):  # workers may be gone
                 self.client.run(plugin.drop_run, run, on_error="ignore")
         outputs = {name: join_rows(parts) for name, parts in pieces.items()}
@@ -477,6 +490,11 @@ class Executor:
                 label = next(n for n, i in program.inputs.items() if i == node)
                 outputs[name] = inputs[label]
         return self._result(session, outputs, reports)
+
+    @property
+    def _shares_cores(self) -> bool:
+        """Whether the workers are processes that we have started on this machine."""
+        return self.is_local and not self._in_process and self.workers > 1
 
     def _start(self, spec: RunSpec, file: Path, where: dict[str, str]) -> None:
         (self._hosts.root / file).write_bytes(cloudpickle.dumps(spec))

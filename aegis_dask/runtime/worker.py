@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distributed import get_worker
@@ -19,6 +20,7 @@ from aegis_dask.placement.tasks import Argument, Take, Task
 from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run_stage
 from aegis_dask.runtime.context import Context, InterpreterFactory
+from aegis_dask.runtime.load import Load
 from aegis_dask.runtime.measure import Record, Timed, WorkerReport, now
 from aegis_dask.runtime.serialization import Results, payload_bytes
 
@@ -57,6 +59,8 @@ class RunSpec:
         Kind of interpreter, or what makes it.
     addresses
         Address of worker 0, 1, ...
+    load
+        File of `runtime.load` if all workers share the cores of one host, else "".
     """
 
     run: str
@@ -65,6 +69,7 @@ class RunSpec:
     tasks: list[Task]
     interpreter: str | InterpreterFactory
     addresses: tuple[str, ...]
+    load: str = ""
 
 
 @dataclass
@@ -95,6 +100,7 @@ class RunState:
     is_cancelled: bool = False
     active: list[int] = field(default_factory=list)
     _interpreter: Any = None
+    _load: Load | None = None
 
     def run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
         """Run a task.
@@ -117,18 +123,37 @@ class RunState:
     def _run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
         task = self.spec.tasks[index]
         self._check(task, worker.address)
+        if self.spec.load and self.threads is not None:
+            return self._run_sharing(task, inputs, worker)
         self._set_threads()
+        return self._measured(task, inputs, worker)
+
+    def _run_sharing(self, task: Task, inputs: Sequence[Any], worker: Any) -> Any:
+        """Run a task with the threads that other workers of the host leave."""
+        assert self.threads is not None
+        if self._load is None:
+            number = self.spec.addresses.index(worker.address)
+            cores = self.threads * len(self.spec.addresses)
+            self._load = Load(Path(self.spec.load), number, cores)
+        self._load.begin()
+        try:
+            return self._measured(task, inputs, worker)
+        finally:
+            self._load.end()
+            _threads.count = None
+
+    def _measured(self, task: Task, inputs: Sequence[Any], worker: Any) -> Any:
         if self._interpreter is None:
             self._interpreter = self.context.interpreter(self.spec.interpreter)
         e = Timed(self._interpreter)
-        record = Record(index, start=now())
+        record = Record(task.index, start=now())
         out = self._compute(task, e, inputs)
         if self.context.params is not None:
             self.context.params.ring.synchronize()  # a result that is sent is there
         record.stop = now()
         record.operations, record.payload = e.operations, payload_bytes(out)
         self.report.records.append(record)
-        done = {"run": self.spec.run, "task": index, "seconds": record.seconds}
+        done = {"run": self.spec.run, "task": task.index, "seconds": record.seconds}
         worker.log_event(TOPIC, done)
         return out
 

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import Machine
-from aegis_dask.placement.plan import make_plan
 from aegis_dask.placement.predict import Traffic, predict
-from aegis_dask.placement.simulate import Simulation, simulate
-from aegis_dask.placement.strategy import Contiguous
+from aegis_dask.placement.search import search
+from aegis_dask.placement.simulate import Simulation
 from aegis_dask.service.job import Job
 from aegis_dask.service.summary import operator_of
 
@@ -31,6 +29,8 @@ class Scaled:
         When they would run, and what they would send.
     single
         Seconds on one device.
+    replicated
+        Stages that every device computes for itself.
     key_bytes, weight_bytes
         What every device holds beside ciphertexts: all keys and all weights.
     """
@@ -40,6 +40,7 @@ class Scaled:
     simulation: Simulation
     traffic: Traffic
     single: float
+    replicated: tuple[str, ...]
     key_bytes: int
     weight_bytes: int
 
@@ -78,6 +79,7 @@ class Scaled:
             "devices": self.devices,
             "tasks": self.tasks,
             "seconds": s.makespan,
+            "replicated_stages": list(self.replicated),
             "speedup": self.speedup,
             "efficiency": self.efficiency,
             "bytes_between_devices": self.traffic.total,
@@ -91,28 +93,14 @@ class Scaled:
 
 
 def scale(job: Job, machine: Machine, devices: Sequence[int]) -> list[Scaled]:
-    """Plan and simulate a job for each number of devices.
-
-    Tasks last as long on the machine's devices as they do on a CPU by default, so that Dask's share
-    stays small: faster devices get larger tasks.
-    """
+    """Search for the best plan of a job for each number of devices."""
     program, analysis = job.program, job.analysis
-    speed = machine.device.speed
-    place = Contiguous(machine.inside.bytes_per_second / speed, machine.hop_seconds * speed)
     weights = sum(a.size * a.itemsize for a in job.model.tensors().values())
     single = None
     out = []
     for count in sorted({1, *devices}):
-        plan = make_plan(
-            program,
-            count,
-            analysis.stage_work,
-            node_bytes=analysis.node_bytes,
-            place=place,
-            target_seconds=TARGET_SECONDS * speed,
-            least_seconds=LEAST_SECONDS * speed,
-        )
-        simulation = simulate(program, plan, analysis.node_bytes, machine)
+        found = search(program, count, analysis.stage_work, analysis.node_bytes, machine)
+        plan, simulation = found.plan, found.simulation
         single = single or simulation.makespan
         out.append(
             Scaled(
@@ -121,6 +109,7 @@ def scale(job: Job, machine: Machine, devices: Sequence[int]) -> list[Scaled]:
                 simulation=simulation,
                 traffic=predict(program, plan, analysis.node_bytes),
                 single=single,
+                replicated=tuple(program.stages[i].name for i in sorted(found.replicated)),
                 key_bytes=job.keys.nbytes,
                 weight_bytes=weights,
             )

@@ -34,6 +34,7 @@ from aegis_dask.ring.numba_backend import (
     subring,
 )
 from aegis_dask.ring.tables import shoup_pair, twiddles
+from aegis_dask.ring.threads import kernel_begins, max_threads
 
 _PASSES = {
     10: (2, 0, 0),
@@ -70,6 +71,7 @@ def _threading_layer() -> str:
 
 def _call(kernel: Any, *args: Any) -> None:
     args = tuple(_plain(a) if isinstance(a, np.ndarray) else a for a in args)
+    kernel_begins()
     if kernel.signatures:
         with _guard():
             kernel(*args)
@@ -341,7 +343,7 @@ class NumbaRing:
         flat_x, steps_x = _leading(left, 2)
         flat_y, steps_y = _leading(y, 2)
         size = contract.sums_size(self.degree)
-        sums = self.empty((numba.get_num_threads(), 2 * size)).reshape(-1).view(np.uint64)
+        sums = self.empty((max_threads(), 2 * size)).reshape(-1).view(np.uint64)
         arrays = (sums, size, flat_x, *steps_x, flat_y, *steps_y, rows, outs, terms)
         q = (self._q[index], self._q_inv[index], self._r2[index])
         _call(contract.contract, _flat(out), *arrays, *q, self.degree)
@@ -586,7 +588,7 @@ class NumbaRing:
         used, addend_limbs = (0, 0) if addend is None else (addend.shape[1], addend.shape[2])
         extra = (_flat(x if addend is None else addend), used, addend_limbs)
         rows = max(3, nd)
-        work = self.empty((numba.get_num_threads(), rows, n))
+        work = self.empty((max_threads(), rows, n))
         inner = (
             _flat(work),
             rows * n,

@@ -1,0 +1,143 @@
+"""Search for the plan that a simulation finds fastest.
+
+Two things are decided for a machine: how fine the work is cut, and which stages every device
+computes for itself. A value that all devices need whole, such as keys rotated by every baby step of
+attention, can be made in parts and sent to all, or be made by all from something smaller. Which is
+better depends on the link: what takes 2 % of the work may be three quarters of the bytes.
+
+The search begins with plans that replicate nothing and takes what the simulator says is faster, so
+it is never worse than those, by that measure. It is deterministic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, is_input
+from aegis_dask.placement.devices import Machine
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.simulate import Simulation, simulate
+from aegis_dask.placement.strategy import Contiguous
+from aegis_dask.placement.tasks import Plan
+from aegis_dask.program.graph import Program
+from aegis_dask.program.interpreter import needed_whole
+
+FINER = (1.0, 0.4, 0.2, 0.1)
+"""Shares of `LEAST_SECONDS` that are tried."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan, what it would take, and what was decided.
+
+    Attributes
+    ----------
+    plan, simulation
+        The plan and its simulation.
+    least_seconds
+        How short tasks may get, on a device of the machine.
+    replicated
+        Stages that every device computes for itself.
+    tried
+        Number of plans that were simulated.
+    """
+
+    plan: Plan
+    simulation: Simulation
+    least_seconds: float
+    replicated: frozenset[int]
+    tried: int
+
+
+def plain(
+    program: Program,
+    devices: int,
+    stage_work: Sequence[float],
+    node_bytes: Sequence[int],
+    machine: Machine,
+    least_seconds: float = LEAST_SECONDS,
+    replicated: frozenset[int] = frozenset(),
+) -> Plan:
+    """Return the plan for a machine without a search.
+
+    Tasks last as long on its devices as they do on a CPU by default, so that Dask's share stays
+    small: faster devices get larger tasks.
+    """
+    speed = machine.device.speed
+    return make_plan(
+        program,
+        devices,
+        stage_work,
+        node_bytes=node_bytes,
+        place=Contiguous(machine.inside.bytes_per_second / speed, machine.hop_seconds * speed),
+        target_seconds=TARGET_SECONDS * speed,
+        least_seconds=least_seconds * speed,
+        replicated=replicated,
+    )
+
+
+def search(
+    program: Program,
+    devices: int,
+    stage_work: Sequence[float],
+    node_bytes: Sequence[int],
+    machine: Machine,
+) -> Found:
+    """Return the plan that is simulated to end first; of equal ones, that which sends least.
+
+    Parameters
+    ----------
+    program, devices, machine
+        What runs, on how many devices of which machine.
+    stage_work
+        Seconds of every stage on a device of speed 1.
+    node_bytes
+        Size of every node's value.
+    """
+    tried = 0
+
+    def attempt(least: float, replicated: frozenset[int]) -> Found:
+        nonlocal tried
+        tried += 1
+        plan = plain(program, devices, stage_work, node_bytes, machine, least, replicated)
+        simulation = simulate(program, plan, node_bytes, machine)
+        return Found(plan, simulation, least, replicated, tried)
+
+    nothing: frozenset[int] = frozenset()
+    best = min((attempt(LEAST_SECONDS * f, nothing) for f in FINER), key=_price)
+    if devices > 1:
+        for stages in _candidates(program):
+            found = attempt(best.least_seconds, best.replicated | stages)
+            best = min(best, found, key=_price)
+        # With less to send it may pay to cut finer, or coarser, than before.
+        best = min(
+            (best, *(attempt(LEAST_SECONDS * f, best.replicated) for f in FINER)), key=_price
+        )
+    return Found(best.plan, best.simulation, best.least_seconds, best.replicated, tried)
+
+
+def _price(found: Found) -> tuple[float, int]:
+    return found.simulation.makespan, sum(found.simulation.received)
+
+
+def _candidates(program: Program) -> list[frozenset[int]]:
+    """Return sets of stages to replicate: those that others need whole, alike in all layers.
+
+    Stages with sums over their leading axis are none.
+    """
+    needed = {
+        program.nodes[j].stage
+        for stage in program.stages
+        for j, whole in needed_whole(program, stage).items()
+        if whole
+    }
+    alike: defaultdict[str, set[int]] = defaultdict(set)
+    for index in sorted(needed):
+        stage = program.stages[index]
+        reduces = any(program.nodes[i].op.reduces for i in stage.nodes)
+        if not is_input(program, stage) and not reduces and program.results(stage):
+            alike[re.sub(r"\d+", "#", stage.name)].add(index)
+    return [frozenset(stages) for stages in alike.values()]
