@@ -69,6 +69,14 @@ def plan(
         str,
         typer.Option(help="What they are: cpu, h200-nvlink, a100-40-pcie, .. or a .json file."),
     ] = "cpu",
+    depends: Annotated[
+        Path | None,
+        typer.Option(
+            "--dependencies",
+            help="Write what depends on what to this file: what can be divided alike and what that "
+            "takes from elsewhere (.graphml), or every operand too (.json).",
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Count what a graph would take: operations, levels, bootstraps, keys, memory, time."""
@@ -86,7 +94,11 @@ def plan(
         from aegis_dask.service.refresh_plot import check_plot, plot_levels
 
         check_plot(plot)
-        check_writable(plot)
+    if depends is not None:
+        from aegis_dask.placement.dependencies import check_name
+
+        check_name(depends)
+    check_writable(plot, depends)
     loaded = load_graph(graph)
     if shape is not None and (model, sha256, calibration) != (None, None, None):
         raise ModelError("--shape has no weights; give it without --model, --sha256, --calibration")
@@ -112,6 +124,8 @@ def plan(
     if plot is not None:
         plot_levels(job.analysis, plot, f"{job.graph.name} on {job.model.name}, {tokens} tokens")
         terminal.say(f"Plot: {plot}")
+    if depends is not None:
+        _write_dependencies(terminal, job, depends)
     scaled: list[Scaled] = []
     if devices is not None:
         from aegis_dask.service.scaling import scale
@@ -198,6 +212,23 @@ def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int) -> None
             "time": f"about {counted.seconds:,.0f} s on one thread, on {threads} at best "
             f"{counted.seconds / threads:,.0f} s ({workers} workers, {cores()} cores here)",
         }
+    )
+
+
+def _write_dependencies(terminal: Terminal, job: Job, path: Path) -> None:
+    from aegis_dask.placement.dependencies import dependencies
+    from aegis_dask.runtime.transfers import format_bytes
+
+    found = dependencies(job.analysis)
+    found.write(path)
+    sizes = found.bytes_by_kind
+    terminal.say("")
+    terminal.say(
+        f"Dependencies: {path}. {len(found.clusters)} sets of values that can be divided alike. "
+        f"Operands that couple ciphertexts: {format_bytes(sizes.get('application', 0))}; limbs "
+        f"only: {format_bytes(sizes.get('rns', 0))}; nothing: "
+        f"{format_bytes(sizes.get('local', 0))}. Limbs are independent in "
+        f"{found.separable_share:.1%} of the work."
     )
 
 

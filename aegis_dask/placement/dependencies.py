@@ -198,12 +198,17 @@ class Dependencies:
         ProgramError
             If the name ends in neither.
         """
+        check_name(path)
         if path.suffix == ".graphml":
             nx.write_graphml(self.graph(), path)
-        elif path.suffix == ".json":
-            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         else:
-            raise ProgramError(f"{path} must end in .graphml or .json")
+            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def check_name(path: Path) -> None:
+    """Raise `ProgramError` unless `Dependencies.write` can tell a format from the name."""
+    if path.suffix not in (".graphml", ".json"):
+        raise ProgramError(f"{path} must end in .graphml or .json")
 
 
 def dependencies(analysis: Analysis) -> Dependencies:

@@ -58,3 +58,12 @@ def test_a_large_shape_is_planned_in_seconds(tokens: int) -> None:
     )
     rows = {r["devices"]: r for r in found["scaling"]}
     assert rows[4]["speedup"] > 2
+
+
+def test_dependencies_are_written(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("plan", "feed_forward", "--model", checkpoint, "--length", 12, "--insecure")
+    path = tmp_path / "d.json"
+    shown = aegis(*options, "--dependencies", path).output
+    assert "sets of values that can be divided alike" in " ".join(shown.split())
+    assert json.loads(path.read_text())["clusters"]
+    assert "must end in .graphml or .json" in refused(*options, "--dependencies", tmp_path / "d.x")
