@@ -1,0 +1,73 @@
+"""What the placement of work must show. What is not built yet is missed, and says so."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.claims import Claim, Finding, Options
+from benchmarks.claims import _placement_checks as checks
+from benchmarks.claims._processes import passing
+
+
+def _missing(what: str) -> Finding:
+    return Finding(None, f"not built yet: {what}", sound=False)
+
+
+def claims(options: Options) -> list[Claim]:
+    """Every claim, in the order of the table."""
+    baselines = "limb-parallel and replicating strategies to compare with"
+    return [
+        passing("predicted-bytes", "tests/runtime/test_predicted_bytes.py"),
+        passing("properties", "tests/placement"),
+        Claim(
+            "efficiency-4-nvlink",
+            ">= 0.97",
+            "simulated, 2,048 tokens",
+            partial(checks.efficiency, "h200-nvlink", 4),
+        ),
+        Claim(
+            "efficiency-4-pcie",
+            ">= 0.94",
+            "simulated, 2,048 tokens",
+            partial(checks.efficiency, "h200-pcie", 4),
+        ),
+        Claim(
+            "speedup-4",
+            ">= 3.88",
+            "simulated, 2,048 tokens, NVLink",
+            partial(checks.speedup, "h200-nvlink", 4),
+        ),
+        Claim(
+            "memory-4",
+            ">= 0.7",
+            "below one device, keys included",
+            partial(checks.memory_saved, "h200-nvlink", 4),
+        ),
+        Claim("planning-seconds", "< 60", "s, 12 layers, 8 devices", checks.planning_seconds),
+        Claim("planning-memory", "< 4", "GiB", checks.planning_memory),
+        Claim(
+            "two-workers",
+            ">= 1.9",
+            "x one worker, one thread each, measured",
+            checks.measured_speedup,
+            slow=True,
+        ),
+        Claim(
+            "feed-forward-bytes",
+            ">= 0.579",
+            "below the strongest baseline",
+            partial(_missing, baselines),
+        ),
+        Claim(
+            "attention-bytes",
+            ">= 0.813",
+            "below the strongest baseline",
+            partial(_missing, baselines),
+        ),
+        Claim(
+            "throttled-link",
+            ">= 0.5",
+            "of the exposed communication cut by reordering",
+            partial(_missing, "slices of reductions, and a throttled link"),
+        ),
+    ]
