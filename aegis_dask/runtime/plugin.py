@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from distributed import WorkerPlugin, get_worker
 from aegis_dask.errors import ClusterError
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
+from aegis_dask.runtime.graph import make_keys
 from aegis_dask.runtime.measure import (
     Received,
     Tap,
@@ -46,6 +48,7 @@ class AegisPlugin(WorkerPlugin):
         self.is_local = is_local
         self.contexts: dict[str, Context] = {}
         self.runs: dict[str, RunState] = {}
+        self.makers: dict[Any, str] = {}  # key of a task -> address of the worker that runs it
         self._lock: threading.Lock | None = None
         self._in_process = False
 
@@ -56,6 +59,7 @@ class AegisPlugin(WorkerPlugin):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._lock = threading.Lock()
         self._in_process = worker.address.startswith("inproc")  # nothing is written there
+        _fetch_from_makers(worker.state, self.makers)
         worker.transfer_incoming_log = Tap(worker.transfer_incoming_log, self._received)
         worker.transfer_outgoing_log = Tap(worker.transfer_outgoing_log, self._sent)
 
@@ -70,7 +74,16 @@ class AegisPlugin(WorkerPlugin):
             raise ClusterError(f"context {spec.context} has not been opened on this worker")
         assert self._lock is not None
         reset_peak_memory()
+        keys = make_keys(spec.program, spec.tasks, spec.run)
+        for key, task in zip(keys, spec.tasks, strict=True):
+            self.makers[key] = spec.addresses[task.owner]
         self.runs[spec.run] = RunState(spec, self.contexts[spec.context], self._lock, threads)
+
+    def forget(self, run: str) -> None:
+        """End a run."""
+        if self.runs.pop(run, None) is not None:
+            for key in [k for k in self.makers if k[0].endswith(f"-{run}")]:
+                del self.makers[key]
 
     def _received(self, entry: dict[str, Any]) -> None:
         for run, keys in _by_run(entry["keys"]).items():
@@ -85,6 +98,31 @@ class AegisPlugin(WorkerPlugin):
                 who = entry["who"] or "client"
                 wire[who] = wire.get(who, 0) + int(entry["compressed"] or 0)
                 return
+
+
+def _fetch_from_makers(state: Any, makers: Mapping[Any, str]) -> None:
+    """Let a worker fetch a result from the worker that made it, not from any that has a copy.
+
+    Dask takes one at random, so the bytes between two workers would differ from run to run, and
+    from the plan. There is no option for it; where its class is not as expected, nothing changes.
+    """
+    base = type(state)
+    if not hasattr(base, "_update_who_has"):
+        return
+
+    class MakersFirst(base):  # type: ignore[valid-type, misc]
+        __slots__ = ()
+
+        def _update_who_has(self, who_has: Mapping[Any, Any]) -> None:
+            chosen = {}
+            for key, workers in who_has.items():
+                maker = makers.get(key)
+                known = maker != self.address and maker in workers
+                chosen[key] = [maker] if known else workers
+            super()._update_who_has(chosen)
+
+    with suppress(TypeError):  # its objects have another layout
+        state.__class__ = MakersFirst
 
 
 def _by_run(keys: Any) -> dict[str, list[Any]]:
@@ -157,4 +195,4 @@ def report_run(run: str, dask_worker: Any) -> WorkerReport:
 def drop_run(run: str, dask_worker: Any) -> None:
     """Forget a run."""
     with suppress(ClusterError):
-        plugin_of(dask_worker).runs.pop(run, None)
+        plugin_of(dask_worker).forget(run)
