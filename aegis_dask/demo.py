@@ -13,9 +13,9 @@ from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.models.calibration import calibrate
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.models.text import Tokenizer
+from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.report import write_report
-from aegis_dask.runtime.transfers import format_bytes
 from aegis_dask.service import local, sources
 from aegis_dask.service.files import writing
 from aegis_dask.service.job import make_job, positions_for

@@ -18,10 +18,10 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.errors import InsecureParametersWarning
+from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.program.refresh import Placement
 from aegis_dask.runtime.progress import ProgressCallback, progress_bar
 from aegis_dask.runtime.result import Result
-from aegis_dask.runtime.transfers import format_bytes
 from aegis_dask.service.local import Outcome
 from aegis_dask.service.summary import group_stages
 

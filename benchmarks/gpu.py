@@ -94,8 +94,7 @@ def measure(name: str, small: bool, say: Callable[[str], None]) -> dict[str, Any
         "error": error,
         "seconds": round(time.perf_counter() - begin, 1),
         "pool_bytes": peak_bytes(),
-        "date": machine_info()["date"],
-        "commit": machine_info()["commit"],
+        **{k: v for k, v in machine_info().items() if k in ("date", "commit")},
     }
 
 

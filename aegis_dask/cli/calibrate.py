@@ -106,7 +106,7 @@ def _choose_parameters(
 ) -> dict[str, Any]:
     """Show what all layers take, encrypted, on texts as long as those measured."""
     from aegis_dask.models.graphs import load_graph
-    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.service.job import make_job
     from aegis_dask.service.summary import describe_job
     from aegis_dask.terminal import parameter_lines

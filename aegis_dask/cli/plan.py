@@ -176,8 +176,8 @@ def _ranges(model: BertModel, path: Path | None, terminal: Terminal) -> Calibrat
 def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int) -> None:
     from rich.text import Text
 
+    from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.runtime.cluster import cores
-    from aegis_dask.runtime.transfers import format_bytes
     from aegis_dask.terminal import parameter_lines, short_count, table_of
 
     assert job.params is not None
@@ -217,7 +217,7 @@ def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int) -> None
 
 def _write_dependencies(terminal: Terminal, job: Job, path: Path) -> None:
     from aegis_dask.placement.dependencies import dependencies
-    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.placement.traffic import format_bytes
 
     found = dependencies(job.analysis)
     found.write(path)
@@ -233,7 +233,7 @@ def _write_dependencies(terminal: Terminal, job: Job, path: Path) -> None:
 
 
 def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
-    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.terminal import table_of
 
     machine = scaled[0].simulation.machine
@@ -252,7 +252,7 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             f"{s.simulation.makespan:.3g}",
             f"{s.speedup:.2f}x",
             f"{s.efficiency:.1%}",
-            format_bytes(s.traffic.total),
+            format_bytes(s.traffic.between_workers),
             f"{exposed:.1%}",
             format_bytes(s.device_bytes),
         )
@@ -271,7 +271,7 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
     if most.operators:
         table = table_of("operator", f"sent between {most.devices} devices", "share")
         for name, size in sorted(most.operators.items(), key=lambda item: -item[1]):
-            table.add_row(name, format_bytes(size), f"{size / most.traffic.total:.0%}")
+            table.add_row(name, format_bytes(size), f"{size / most.traffic.between_workers:.0%}")
         terminal.show(table)
     terminal.say(
         "a device: results, all evaluation keys and all weights on it at the same time; waiting "

@@ -45,7 +45,7 @@ def keys(
     as_json: o.Json = False,
 ) -> None:
     """Client: make a secret key, and the bundle of evaluation keys for the server."""
-    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.service.client import Client
     from aegis_dask.service.files import check_new, make_directory, size_of
     from aegis_dask.service.job import make_job, positions_for
@@ -119,7 +119,7 @@ def encrypt(
 ) -> None:
     """Client: encrypt a text into a request for the server."""
     from aegis_dask.models.text import Tokenizer
-    from aegis_dask.runtime.transfers import format_bytes
+    from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.service import local
     from aegis_dask.service.files import check_new, size_of
     from aegis_dask.terminal import Terminal
@@ -151,8 +151,8 @@ def evaluate(
     as_json: o.Json = False,
 ) -> None:
     """Server: run the graph on a request. There is no secret key here."""
+    from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.runtime.report import write_report
-    from aegis_dask.runtime.transfers import format_bytes
     from aegis_dask.service.client import JOB
     from aegis_dask.service.files import check_new, read_json, size_of, writing
     from aegis_dask.service.messages import Message

@@ -57,6 +57,11 @@ def is_input(program: Program, stage: Stage) -> bool:
     return all(isinstance(program.nodes[i].op, Input) for i in stage.nodes)
 
 
+def can_be_replicated(program: Program, stage: Stage) -> bool:
+    """Whether every worker may compute a stage for itself: it has no sum over its leading axis."""
+    return not any(program.nodes[i].op.reduces for i in stage.nodes)
+
+
 def block_of(row: int, blocks: int, count: int) -> int:
     """Return which block holds a row, where block b begins at row ``b * count // blocks``."""
     return ((row + 1) * blocks - 1) // count
@@ -108,7 +113,7 @@ def split(
         if is_input(program, stage) or not program.results(stage):
             continue
         if stage.index in replicated and workers > 1:
-            if any(program.nodes[i].op.reduces for i in stage.nodes):
+            if not can_be_replicated(program, stage):
                 raise ClusterError(
                     f"stage {stage.name!r} cannot be computed by every worker: it has a sum over "
                     "its leading axis"

@@ -8,38 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from aegis_dask.placement.tasks import Plan, Task
+from aegis_dask.placement.traffic import CLIENT, Transfers
 from aegis_dask.program.graph import Program
-
-CLIENT = -1
-"""The client as a source or destination; workers are 0, 1, ..."""
-
-Link = tuple[int, int, str]
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes of residues that move, by source, destination and the stage that made the values.
-
-    Attributes
-    ----------
-    payload
-        (source, destination, stage) -> bytes; source and destination are workers or `CLIENT`.
-    """
-
-    payload: dict[Link, int] = field(default_factory=dict)
-
-    @property
-    def between_workers(self) -> dict[Link, int]:
-        """`payload` without the client."""
-        return {k: v for k, v in self.payload.items() if CLIENT not in k[:2]}
-
-    @property
-    def total(self) -> int:
-        """Bytes that workers send each other."""
-        return sum(self.between_workers.values())
 
 
 def result_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> int:
@@ -54,8 +26,8 @@ def result_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> int
     return out
 
 
-def predict(program: Program, plan: Plan, node_bytes: Sequence[int]) -> Traffic:
-    """Return the traffic of a plan.
+def predict(program: Program, plan: Plan, node_bytes: Sequence[int]) -> Transfers:
+    """Return what a plan will move.
 
     Parameters
     ----------
@@ -64,7 +36,7 @@ def predict(program: Program, plan: Plan, node_bytes: Sequence[int]) -> Traffic:
     node_bytes
         Size of every node's value (`Analysis.node_bytes`).
     """
-    payload: Counter[Link] = Counter()
+    payload: Counter[tuple[int, int, str]] = Counter()
     sizes = [result_bytes(program, t, node_bytes) for t in plan.tasks]
     fetched: set[tuple[int, int]] = set()
 
@@ -82,4 +54,4 @@ def predict(program: Program, plan: Plan, node_bytes: Sequence[int]) -> Traffic:
     for pieces in plan.outputs.values():
         for i in pieces:
             move(plan.tasks[i], CLIENT, plan.tasks[i].owner)
-    return Traffic({k: v for k, v in payload.items() if v})
+    return Transfers(plan.workers, {k: v for k, v in payload.items() if v})

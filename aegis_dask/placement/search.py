@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, is_input
+from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, can_be_replicated, is_input
 from aegis_dask.placement.devices import Machine
 from aegis_dask.placement.plan import make_plan
 from aegis_dask.placement.simulate import Simulation, simulate
@@ -41,15 +41,12 @@ class Found:
         How short tasks may get, on a device of the machine.
     replicated
         Stages that every device computes for itself.
-    tried
-        Number of plans that were simulated.
     """
 
     plan: Plan
     simulation: Simulation
     least_seconds: float
     replicated: frozenset[int]
-    tried: int
 
 
 def plain(
@@ -97,33 +94,30 @@ def search(
     node_bytes
         Size of every node's value.
     """
-    tried = 0
 
     def attempt(least: float, replicated: frozenset[int]) -> Found:
-        nonlocal tried
-        tried += 1
         plan = plain(program, devices, stage_work, node_bytes, machine, least, replicated)
         simulation = simulate(program, plan, node_bytes, machine)
-        return Found(plan, simulation, least, replicated, tried)
+        return Found(plan, simulation, least, replicated)
 
     nothing: frozenset[int] = frozenset()
     best = min((attempt(LEAST_SECONDS * f, nothing) for f in FINER), key=_price)
     if devices > 1:
-        for stages in _candidates(program):
+        for stages in candidates(program):
             found = attempt(best.least_seconds, best.replicated | stages)
             best = min(best, found, key=_price)
         # With less to send it may pay to cut finer, or coarser, than before.
         best = min(
             (best, *(attempt(LEAST_SECONDS * f, best.replicated) for f in FINER)), key=_price
         )
-    return Found(best.plan, best.simulation, best.least_seconds, best.replicated, tried)
+    return best
 
 
 def _price(found: Found) -> tuple[float, int]:
     return found.simulation.makespan, sum(found.simulation.received)
 
 
-def _candidates(program: Program) -> list[frozenset[int]]:
+def candidates(program: Program) -> list[frozenset[int]]:
     """Return sets of stages to replicate: those that others need whole, alike in all layers.
 
     Stages with sums over their leading axis are none.
@@ -137,7 +131,6 @@ def _candidates(program: Program) -> list[frozenset[int]]:
     alike: defaultdict[str, set[int]] = defaultdict(set)
     for index in sorted(needed):
         stage = program.stages[index]
-        reduces = any(program.nodes[i].op.reduces for i in stage.nodes)
-        if not is_input(program, stage) and not reduces and program.results(stage):
+        if can_be_replicated(program, stage) and not is_input(program, stage):
             alike[re.sub(r"\d+", "#", stage.name)].add(index)
     return [frozenset(stages) for stages in alike.values()]

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.runtime.cluster import cores
 from aegis_dask.runtime.result import Operator, Result, Span
-from aegis_dask.runtime.transfers import format_bytes
 
 MOST_SPANS = 20_000
 """Tasks drawn on the timeline; of more, the longest."""

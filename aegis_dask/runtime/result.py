@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aegis_dask.placement.tasks import Task
+from aegis_dask.placement.traffic import Transfers
 from aegis_dask.program.graph import Program
 from aegis_dask.runtime.measure import WorkerReport
-from aegis_dask.runtime.transfers import Transfers
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from distributed.client import Future
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.tasks import Plan
+from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.runtime import plugin
 from aegis_dask.runtime.cluster import workers_of
 from aegis_dask.runtime.graph import (
@@ -27,7 +28,6 @@ from aegis_dask.runtime.graph import (
 )
 from aegis_dask.runtime.progress import Progress, ProgressCallback
 from aegis_dask.runtime.serialization import payload_bytes
-from aegis_dask.runtime.transfers import format_bytes
 from aegis_dask.runtime.values import rows_of
 from aegis_dask.runtime.worker import TOPIC, RunSpec, TaskError
 

@@ -21,11 +21,11 @@ from aegis_dask.errors import ClusterError, ParameterError, RangeError
 from aegis_dask.models.calibration import check_inside
 from aegis_dask.models.programs import INPUT, OUTPUT
 from aegis_dask.models.text import embed
+from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.ring.memory import release
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result
-from aegis_dask.runtime.transfers import format_bytes
 from aegis_dask.service.client import Client
 from aegis_dask.service.job import Job
 from aegis_dask.service.server import Server

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aegis_dask.placement.devices import Machine
-from aegis_dask.placement.predict import Traffic, predict
+from aegis_dask.placement.predict import predict
 from aegis_dask.placement.search import search
 from aegis_dask.placement.simulate import Simulation
+from aegis_dask.placement.traffic import Transfers
 from aegis_dask.service.job import Job
 from aegis_dask.service.summary import operator_of
 
@@ -38,7 +39,7 @@ class Scaled:
     devices: int
     tasks: int
     simulation: Simulation
-    traffic: Traffic
+    traffic: Transfers
     single: float
     replicated: tuple[str, ...]
     key_bytes: int
@@ -68,7 +69,7 @@ class Scaled:
     def operators(self) -> dict[str, int]:
         """Operator -> bytes that its results take between devices."""
         out: Counter[str] = Counter()
-        for (_, _, stage), size in self.traffic.between_workers.items():
+        for stage, size in self.traffic.stages.items():
             out[operator_of(stage)] += size
         return dict(out)
 
@@ -82,7 +83,7 @@ class Scaled:
             "replicated_stages": list(self.replicated),
             "speedup": self.speedup,
             "efficiency": self.efficiency,
-            "bytes_between_devices": self.traffic.total,
+            "bytes_between_devices": self.traffic.between_workers,
             "bytes_by_operator": self.operators,
             "exposed_seconds": list(s.exposed),
             "busy_seconds": list(s.busy),

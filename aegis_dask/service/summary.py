@@ -10,9 +10,9 @@ from typing import Any
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
+from aegis_dask.placement.traffic import CLIENT
 from aegis_dask.program.refresh import Placement
 from aegis_dask.runtime.result import Operator, Result
-from aegis_dask.runtime.transfers import CLIENT
 from aegis_dask.service.job import Job
 from aegis_dask.service.local import Outcome
 

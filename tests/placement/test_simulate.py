@@ -111,7 +111,7 @@ def test_what_holds_for_every_plan(workers: int, seconds: list[float], machine: 
     tolerance = 1e-9 * (1 + found.makespan)
     assert found.makespan + tolerance >= found.work / workers
     assert found.efficiency <= 1 + 1e-9
-    assert sum(found.received) == predict(PROGRAM, plan, sizes).total
+    assert sum(found.received) == predict(PROGRAM, plan, sizes).between_workers
     for device in range(workers):
         mine = sorted((i.start, i.stop) for i in found.timeline if i.device == device)
         assert all(a[1] <= b[0] + tolerance for a, b in pairwise(mine))

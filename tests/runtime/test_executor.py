@@ -13,13 +13,13 @@ from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError, ProgramError
+from aegis_dask.placement.traffic import CLIENT
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import Progress
-from aegis_dask.runtime.transfers import CLIENT
 from tests.runtime.programs import SLOTS, chain, integers, model
 
 PROGRAM, STORE = model()

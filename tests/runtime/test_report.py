@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from aegis_dask.placement.traffic import CLIENT, Transfers, format_bytes
 from aegis_dask.runtime.report import write_report
 from aegis_dask.runtime.result import Operator, Result, Scheduling, Span, WorkerSummary
-from aegis_dask.runtime.transfers import CLIENT, Transfers, format_bytes
 
 EVIL = '<script>alert("1")</script>'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class CupyDevice:
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """Return an uninitialised uint32 array."""
-        return self._allocate(lambda: self.cupy.empty(shape, np.uint32), 4 * _size(shape))
+        return self._allocate(lambda: self.cupy.empty(shape, np.uint32), 4 * prod(shape))
 
     def upload(self, x: NDArray[Any]) -> Any:
         """Copy a host array to the device."""
@@ -132,13 +133,6 @@ class CupyDevice:
                 f"{total / 1e9:.2f} GB left beside the pool; use more workers, shorter sequences, "
                 "or a lower memory target for tasks (target_seconds)"
             ) from e
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    out = 1
-    for n in shape:
-        out *= n
-    return out
 
 
 @lru_cache(maxsize=8)

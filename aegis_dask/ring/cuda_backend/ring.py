@@ -18,16 +18,19 @@ from aegis_dask.ring.backend import Array, Limbs
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.cuda_backend.arguments import pack
-from aegis_dask.ring.cuda_backend.sources import MAX_LOG_N, MIN_LOG_N
+from aegis_dask.ring.cuda_backend.sources import (
+    CHACHA_THREADS,
+    COLUMNS,
+    CONVERT_COLUMNS,
+    MAX_LOG_N,
+    MIN_LOG_N,
+    PAIR,
+    TAIL,
+    TAILS,
+    THREADS,
+    TILE,
+)
 from aegis_dask.ring.tables import Twiddles, shoup_pair, twiddles
-
-TAIL = 256
-COLUMNS = 16
-THREADS = 256
-CONVERT_COLUMNS = 64
-CHACHA_THREADS = 128
-TILE = 64
-PAIR = 2
 
 
 class Device(Protocol):
@@ -86,7 +89,6 @@ class CudaRing:
             )
         self.chain, self.degree, self.device = chain, n, device
         primes = chain.all_primes
-        self._primes = primes
         columns = [
             primes,
             [pow(p, -1, 1 << 32) for p in primes],
@@ -213,7 +215,7 @@ class CudaRing:
 
     @property
     def _tail_grid(self) -> int:
-        return max(1, self.degree // TAIL // 8)
+        return max(1, self.degree // TAIL // TAILS)
 
     # -- transforms -------------------------------------------------------------------------
 
@@ -664,7 +666,7 @@ class CudaRing:
                 groups,
                 2 * groups == runs,
                 primes,
-                self._keep[0],
+                self._forward[0],
                 self._table,
             )
             groups *= 2

@@ -10,6 +10,12 @@ from importlib import resources
 MIN_LOG_N, MAX_LOG_N = 10, 17
 UNITS = ("ntt.cu", "elementwise.cu", "keyswitch.cu", "matrix.cu", "chacha.cu")
 
+# Sizes of blocks and of what they treat, as the sources define them.
+THREADS, CHACHA_THREADS = 256, 128
+TAIL, TAILS, COLUMNS = 256, 8, 16
+CONVERT_COLUMNS, CONVERT_SHARES = 64, 4
+TILE, PAIR = 64, 2
+
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^(?:KERNEL|PHASED)\((\w+), (\w+)\)\s*\(([^)]*)\)", re.MULTILINE)
 
@@ -54,10 +60,10 @@ def threads(kernel: str, log_n: int) -> int:
     row_stages = log_n - 8
     second = row_stages - (row_stages + 1) // 2
     sizes = {
-        "THREADS": 256,
-        "ROW_THREADS": 16 << second,
-        "TAIL_THREADS": 16 * min(8, 1 << row_stages),
-        "CONVERT_THREADS": 256,
-        "CHACHA_THREADS": 128,
+        "THREADS": THREADS,
+        "ROW_THREADS": COLUMNS << second,
+        "TAIL_THREADS": 16 * min(TAILS, 1 << row_stages),
+        "CONVERT_THREADS": CONVERT_COLUMNS * CONVERT_SHARES,
+        "CHACHA_THREADS": CHACHA_THREADS,
     }
     return sizes[kernels()[kernel]]

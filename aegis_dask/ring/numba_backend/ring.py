@@ -157,7 +157,6 @@ class NumbaRing:
         self.chain = chain
         self.degree = n
         primes = chain.all_primes
-        self._primes = primes
         plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
         self._tables, self._inverse_tables = (
             (plan, *(a.reshape(-1) for a in (t.scalar, t.scalar_shoup, t.vector, t.vector_shoup)))
