@@ -85,8 +85,10 @@ def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
         with c.stage("gelu", over=inner.shape[0]):
             t = linear.real_part(linear.apply(rotated, up))
             bias = (layer.up.bias - gelu.middle) / gelu.half
-            h = t.add_plain(FeatureVector(bias, inner)).chebyshev(gelu.coefficients)
-            rotated = linear.rotated_inputs(h, babies)
+            h = t.add_plain(FeatureVector(bias, inner)).chebyshev(gelu.coefficients).pair()
+        # Apart, so that workers can send what is rotated instead of all rotations of it.
+        with c.stage("inner-rotate", over=inner.shape[0]):
+            rotated = h.rotations(range(babies))
         down = BlockMatrix((layer.down.weight,), inner, x.layout, babies, 0.5, centred=True)
         u = residual(centred, rotated, down, layer.down.bias, _known_update(layer, 2))
     return layer_norm(u, _normalisation(x, layer, 2), "norm2")

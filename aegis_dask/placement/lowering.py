@@ -55,7 +55,13 @@ class _Value:
         return self.copies.get(worker, self.pieces)
 
 
-def lower(program: Program, units: Sequence[Unit], owners: Sequence[int], workers: int) -> Plan:
+def lower(
+    program: Program,
+    units: Sequence[Unit],
+    owners: Sequence[int],
+    workers: int,
+    everywhere: bool = False,
+) -> Plan:
     """Return the tasks of placed units.
 
     Parameters
@@ -68,8 +74,10 @@ def lower(program: Program, units: Sequence[Unit], owners: Sequence[int], worker
         Worker of each, from a strategy.
     workers
         Number of workers.
+    everywhere
+        Give every worker all of every result, but terms of sums, whether it needs it or not.
     """
-    return _Lowering(program, workers).run(units, owners)
+    return _Lowering(program, workers, everywhere).run(units, owners)
 
 
 class _Builder:
@@ -90,8 +98,9 @@ class _Builder:
 
 
 class _Lowering:
-    def __init__(self, program: Program, workers: int) -> None:
+    def __init__(self, program: Program, workers: int, everywhere: bool) -> None:
         self.program, self.workers = program, workers
+        self.everywhere = everywhere and workers > 1
         self.tasks: list[Task] = []
         self.values: defaultdict[int, _Value] = defaultdict(_Value)
         self.sent: dict[tuple[int, int], list[Piece]] = {}  # (node, worker): inputs there
@@ -103,12 +112,18 @@ class _Lowering:
         for unit, owner in zip(units, owners, strict=True):
             placed[unit.stage].append((unit, owner))
         for index in sorted(placed):
-            self.lower_stage(self.program.stages[index], placed[index])
+            stage = self.program.stages[index]
+            self.lower_stage(stage, placed[index])
+            if self.everywhere:
+                self.replicate(stage)
         outputs = {}
         for name, node in self.program.outputs.items():
             if not isinstance(self.program.nodes[node].op, Input):
                 outputs[name] = self.output(node)
-        return _needed(Plan(self.tasks, outputs, self.workers))
+        if not self.everywhere:
+            return _needed(Plan(self.tasks, outputs, self.workers))
+        copies = tuple(t.index for t in self.tasks if t.kind != "input")
+        return Plan(self.tasks, outputs, self.workers, copies)
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -203,6 +218,8 @@ class _Lowering:
         if isinstance(self.program.nodes[node].op, Input):
             piece = self.send(node, hull, w)
             return [(piece, _inside(rows, piece.rows, count))]
+        if self.everywhere and (node, w) in self.joined:
+            return [(self.joined[node, w], _inside(rows, None, count))]
         pieces = self.values[node].on(w)
         if rows is None and len(pieces) > 1 and (users > 1 or (node, w) in self.joined):
             return [(self.join(node, w, stage), None)]
@@ -258,6 +275,20 @@ class _Lowering:
             index = self.emit("join", stage.index, None, builder, [node], w)
             self.joined[node, w] = Piece(index)
         return self.joined[node, w]
+
+    def replicate(self, stage: Stage) -> None:
+        """Put the results of a stage together on every worker."""
+        for node in self.program.results(stage):
+            value = self.values[node]
+            users = [
+                self.program.stages[self.program.nodes[c].stage]
+                for c in self.program.consumers[node]
+            ]
+            if value.copies or (users and all(self.is_plain_total(s) for s in users)):
+                continue
+            self.complete(node, None, 0)
+            for w in range(self.workers):
+                self.join(node, w, stage)
 
     # -- sums --------------------------------------------------------------------------------
 

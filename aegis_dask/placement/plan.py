@@ -23,6 +23,7 @@ def make_plan(
     target_seconds: float = TARGET_SECONDS,
     least_seconds: float = LEAST_SECONDS,
     replicated: Collection[int] = (),
+    everywhere: bool = False,
 ) -> Plan:
     """Return the tasks of a program.
 
@@ -42,6 +43,8 @@ def make_plan(
         How long tasks should last, and how short they may get.
     replicated
         Stages that every worker computes for itself (see `cut.split`).
+    everywhere
+        Give every worker all results (see `lowering.lower`).
 
     Raises
     ------
@@ -58,4 +61,4 @@ def make_plan(
             f"{min(owners, default=0)} to {max(owners, default=0)}; it must give one of 0 to "
             f"{workers - 1} for each"
         )
-    return lower(program, units, owners, workers)
+    return lower(program, units, owners, workers, everywhere)

@@ -159,7 +159,7 @@ class _Simulator:
             self.machine,
             self.plan.workers,
             max(ends, default=0.0),
-            sum(self.seconds(t.index) for t in self.tasks if t.kind == "stage"),
+            sum(self.seconds(t.index) for t in self.tasks if t.kind in ("stage", "round")),
             tuple(self.busy),
             tuple(self.exposed),
             tuple(self.received),
@@ -177,6 +177,8 @@ class _Simulator:
             return task.seconds / device.speed
         if task.kind in ("input", "pick"):
             return 0.0
+        if task.kind in ("share", "limbs"):
+            return 2 * self.bytes[index] / device.bytes_per_second
         read = sum(self.bytes[i] for i in task.sources)
         return (read + self.bytes[index]) / device.bytes_per_second
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from aegis_dask.placement.cut import Rows
 
-Kind = Literal["stage", "input", "sum", "join", "pick"]
+Kind = Literal["stage", "input", "sum", "join", "pick", "round", "share", "limbs"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Task:
         Tasks of a lower rank are to run first.
     seconds
         Estimated work.
+    round
+        Which round of a schedule by limbs it is, or follows.
+    limbs
+        Positions of the limbs of an input that it takes, or None for all.
+    payload
+        Bytes that it gives, or None where they are those of its results.
     """
 
     index: int
@@ -76,6 +82,9 @@ class Task:
     owner: int
     rank: float
     seconds: float = 0.0
+    round: int = -1
+    limbs: tuple[int, ...] | None = None
+    payload: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,11 @@ class Plan:
         Name -> tasks that give its rows, in order, one result each.
     workers
         Number of workers.
+    kept
+        Tasks that are to run although no output needs them.
     """
 
     tasks: list[Task]
     outputs: dict[str, tuple[int, ...]]
     workers: int
+    kept: tuple[int, ...] = ()

@@ -329,6 +329,11 @@ class Encrypted:
         """Return x: nothing here can see how large its values are."""
         return x
 
+    def lower(self, x: CipherArray, by: int) -> CipherArray:
+        """Bring every ciphertext down by some levels."""
+        level = x.batch.level - by
+        return self._like(self._by_parts(lambda b: self.evaluator.to_level(b, level), x.batch), x)
+
     def refresh(self, x: CipherArray, how: Refresh) -> CipherArray:
         """Bootstrap every ciphertext, or every pair of the last axis.
 

@@ -588,6 +588,31 @@ class Within(Operation):
 
 
 @dataclass(frozen=True)
+class Lower(Operation):
+    """x, some levels down (see `program.trim`).
+
+    Attributes
+    ----------
+    by
+        How many.
+    """
+
+    by: int = 1
+
+    def __post_init__(self) -> None:
+        if self.by < 1:
+            raise self._fail(f"it goes down by 1 level or more, not by {self.by}")
+
+    @property
+    def depth(self) -> int:
+        """Levels it takes."""
+        return self.by
+
+    def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
+        return e.lower(inputs[0], self.by)
+
+
+@dataclass(frozen=True)
 class Refresh(Operation):
     """Bring ciphertexts back to the level that bootstrapping gives (see `program.refresh`).
 

@@ -191,6 +191,10 @@ class Simulated:
         self.largest = max(self.largest, largest / bound)
         return x
 
+    def lower(self, x: Slots, by: int) -> Slots:
+        """Return x: slots have no level."""
+        return x
+
     def refresh(self, x: Slots, how: Refresh) -> Slots:
         """Return x, with the error of a refresh."""
         kept = x.real.astype(np.complex128) if how.real or how.merged else x

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,27 @@ class Symbol:
         """None: only ciphertexts have one."""
 
 
+class Coupled(NamedTuple):
+    """An operation through all limbs.
+
+    Attributes
+    ----------
+    what
+        ``raised``: decomposed for key switches (ModUp), ``switched``: multiplied by a key and
+        divided by P (ModDown), ``rescaled``: such a division that drops a level too; ``divided``:
+        a polynomial divided otherwise; ``summed``: a sum of rotated ciphertexts;
+        ``bootstrapped``: a bootstrap.
+    level
+        Level before it.
+    terms
+        Rotated ciphertexts of such a sum, else 1.
+    """
+
+    what: str
+    level: int
+    terms: int = 1
+
+
 @dataclass
 class Cost:
     """Counts of one operation, stage or program.
@@ -85,13 +106,20 @@ class Cost:
         relinearisations together.
     seconds
         Estimated time on one thread.
+    coupled
+        Polynomials that are taken through all their limbs, at each level (see `Coupled`).
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    coupled: Counter[Coupled] = field(default_factory=Counter)
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.counts + other.counts, self.seconds + other.seconds)
+        return Cost(
+            self.counts + other.counts,
+            self.seconds + other.seconds,
+            self.coupled + other.coupled,
+        )
 
 
 class Symbolic:
@@ -117,16 +145,26 @@ class Symbolic:
         """Add to a count."""
         self.cost.counts[what] += count
 
+    def couple(self, what: str, count: int, level: int, terms: int = 1) -> None:
+        """Count polynomials that go through all limbs."""
+        self.cost.coupled[Coupled(what, level, terms)] += count
+
     def _elementwise(self, x: Symbol, factor: float = 1.0) -> None:
         polys = x.count * x.components * self._limbs(x.level)
         self.cost.seconds += factor * polys * self._point
 
     def _division(self, count: int, level: int, components: int) -> None:
         """Price a rescale: few limbs back, all others corrected."""
+        self.couple("divided", count * components, level)
         transforms = count * components * (2 + self._limbs(level))
         self.cost.seconds += transforms * self._ntt
 
-    def _key_switch(self, count: int, level: int, hoisted: bool = False) -> None:
+    def _key_switch(
+        self, count: int, level: int, hoisted: bool = False, rescaled: bool = False
+    ) -> None:
+        self.couple("rescaled" if rescaled else "switched", count, level)
+        if not hoisted:
+            self.couple("raised", count, level)
         w, special = self._limbs(level), len(self.params.chain.special_primes)
         digits = digits_at(self.params, level)
         down = 2 * (special + w)
@@ -141,7 +179,7 @@ class Symbolic:
         self.note("rescales", count)
         self.product_level = max(self.product_level, level)
         self.cost.seconds += 4 * count * self._limbs(level) * self._point
-        self._key_switch(count, level)
+        self._key_switch(count, level, rescaled=True)
 
     # -- structure ---------------------------------------------------------------------------
 
@@ -185,7 +223,7 @@ class Symbolic:
         level = min(x.level, y.level)
         for side in (x, y):
             if side.level > level:
-                self._division(side.count, level, side.components)
+                self._division(side.count, level + 1, side.components)
         out = Symbol(x.shape or y.shape, level, max(x.components, y.components))
         self._elementwise(out)
         return out
@@ -239,12 +277,18 @@ class Symbolic:
         """Count a product, relinearised and rescaled."""
         level, shape = min(x.level, y.level), x.shape or y.shape
         self._need(level, 1)
+        for side in (x, y):
+            if side.level > level:
+                self._division(side.count, level + 1, side.components)
         self._multiplied(prod(shape), level)
         return Symbol(shape, level - 1)
 
     def contract(self, x: Symbol, y: Symbol, transposed: bool) -> Symbol:
         """Count sums of products, not relinearised."""
         level, rows = min(x.level, y.level), y.shape[1 if transposed else 0]
+        for side in (x, y):
+            if side.level > level:
+                self._division(side.count, level + 1, side.components)
         self.note("products", y.count)
         self.product_level = max(self.product_level, level)
         macs = 4 * y.count * self._limbs(level) * self.params.ring_degree
@@ -261,7 +305,7 @@ class Symbolic:
         self.note("relinearisations", x.count)
         self.note("rescales", x.count)
         self.product_level = max(self.product_level, x.level)
-        self._key_switch(x.count, x.level)
+        self._key_switch(x.count, x.level, rescaled=True)
         return Symbol(x.shape, x.level - 1)
 
     def matrix_product(
@@ -286,6 +330,8 @@ class Symbolic:
         single, level = _chebyshev_cost(self.params, x.level, key)
         for what, count in single.counts.items():
             self.note(what, count * x.count)
+        for site, count in single.coupled.items():
+            self.cost.coupled[site] += count * x.count
         self.cost.seconds += single.seconds * x.count
         self.product_level = max(self.product_level, x.level)
         return Symbol(x.shape, level)
@@ -317,6 +363,7 @@ class Symbolic:
     def rotate_sum(self, x: Symbol, steps: Sequence[int]) -> Symbol:
         """Count a rotation for each step but 0, and their sum."""
         out = Symbol(x.shape[:-1], x.level)
+        self.couple("summed", out.count, x.level, sum(1 for s in steps if s))
         for s in steps:
             if s:
                 self._rotated(out.count, x.level, s)
@@ -336,6 +383,12 @@ class Symbolic:
         """Count nothing."""
         return x
 
+    def lower(self, x: Symbol, by: int) -> Symbol:
+        """Count a division."""
+        self._need(x.level, by)
+        self._division(x.count, x.level - by + 1, x.components)
+        return Symbol(x.shape, x.level - by, x.components)
+
     def refresh(self, x: Symbol, how: Refresh) -> Symbol:
         """Count bootstraps."""
         if self.bootstrapping is None:
@@ -351,6 +404,7 @@ class Symbolic:
             )
         count = x.count // 2 if how.merged else x.count
         self.note("bootstraps", count * how.iterations)
+        self.couple("bootstrapped", count * how.iterations, x.level)
         limbs = len(self.params.extended_limbs(self.params.max_level))
         seconds = BOOTSTRAP_TRANSFORMS * limbs * self._ntt
         self.cost.seconds += count * seconds * how.price

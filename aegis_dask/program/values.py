@@ -115,6 +115,7 @@ _KEPT = (
     ops.Concatenate,
     ops.Flatten,
     ops.Relinearise,
+    ops.Lower,
     ops.Refresh,
 )
 """Operations whose result is no larger than the largest operand."""

@@ -10,8 +10,8 @@ rounds to nearest. v is computed in fixed point, ``floor(2^56/d_i)`` per source:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -45,6 +45,11 @@ class BaseConversion:
     targets: np.ndarray
     matrix: U32
     quotient: U32
+
+    def restricted(self, primes: Collection[int]) -> BaseConversion:
+        """Return the conversion to some of the target primes only."""
+        kept = np.array([int(j) in primes for j in self.targets], bool)
+        return replace(self, targets=self.targets[kept], matrix=self.matrix[kept])
 
 
 def base_conversion(
@@ -92,6 +97,8 @@ class DigitRaise:
         inverse transform multiplies by.
     conversions
         One exact conversion per digit: raised digits are centred.
+    sources
+        Prime indices of the window, the limbs of what is raised.
     """
 
     limbs: np.ndarray
@@ -99,6 +106,17 @@ class DigitRaise:
     first_digit: int
     factors: tuple[U32, U32]
     conversions: tuple[BaseConversion, ...]
+    sources: np.ndarray
+
+    def restricted(self, primes: Collection[int]) -> DigitRaise:
+        """Return the constants that give the limbs of some primes only."""
+        kept = np.array([int(i) in primes for i in self.limbs], bool)
+        return replace(
+            self,
+            limbs=self.limbs[kept],
+            digit_of=self.digit_of[kept],
+            conversions=tuple(c.restricted(primes) for c in self.conversions),
+        )
 
 
 def digit_raise(chain: ModulusChain, window: Window, bounds: Sequence[int]) -> DigitRaise:
@@ -125,6 +143,7 @@ def digit_raise(chain: ModulusChain, window: Window, bounds: Sequence[int]) -> D
         first,
         shoup_pair(factors, [primes[i] for i in window.limbs()]),
         tuple(conversions),
+        np.array(window.limbs(), np.int64),
     )
 
 
@@ -161,6 +180,30 @@ class ModDown:
     target_rows: np.ndarray
     target_factors: tuple[U32, U32]
     addend_factors: tuple[U32, U32]
+
+    def restricted(
+        self, primes: Collection[int], source_rows: np.ndarray, target_rows: np.ndarray
+    ) -> ModDown:
+        """Return the constants that give the limbs of some primes only, from other rows.
+
+        Parameters
+        ----------
+        primes
+            Those of the new window that are wanted.
+        source_rows
+            Row of the input for every prime that leaves.
+        target_rows
+            Row of the input for every wanted prime, -1 where it enters.
+        """
+        kept = np.array([int(j) in primes for j in self.conversion.targets], bool)
+        return replace(
+            self,
+            source_rows=source_rows,
+            conversion=self.conversion.restricted(primes),
+            target_rows=target_rows,
+            target_factors=(self.target_factors[0][kept], self.target_factors[1][kept]),
+            addend_factors=(self.addend_factors[0][kept], self.addend_factors[1][kept]),
+        )
 
 
 def mod_down(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -64,6 +66,19 @@ def _has_gpu() -> bool:
     return is_available()
 
 
+_chosen: ContextVar[Ring | None] = ContextVar("aegis_ring", default=None)
+
+
+@contextmanager
+def using(ring: Ring) -> Iterator[None]:
+    """Take the kernels of a chain from `ring` in this context: to record what would be computed."""
+    token = _chosen.set(ring)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 def get_ring(chain: ModulusChain) -> Ring:
     """Return the kernels and constants for `chain`, made once per process and backend.
 
@@ -72,6 +87,9 @@ def get_ring(chain: ModulusChain) -> Ring:
     BackendError
         If the backend that is asked for cannot be used here.
     """
+    chosen = _chosen.get()
+    if chosen is not None and (chosen.chain is chain or chosen.chain == chain):
+        return chosen
     return _get_ring(chain, backend_name())
 
 

@@ -20,9 +20,13 @@ from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
+from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
+from aegis_dask.placement.limbs.record import Recording, record, unrecorded
+from aegis_dask.placement.limbs.rounds import Exchange
 from aegis_dask.placement.plan import make_plan
 from aegis_dask.placement.strategy import Strategy, contiguous
 from aegis_dask.placement.tasks import Plan
+from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis, analyse
 from aegis_dask.runtime import cluster, plugin
@@ -34,7 +38,7 @@ from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import Session
 from aegis_dask.runtime.transfers import count_transfers
-from aegis_dask.runtime.values import join_rows
+from aegis_dask.runtime.values import join_limbs, join_rows
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
 
 JOIN_SECONDS = 30.0
@@ -358,6 +362,7 @@ class Executor:
         target_seconds: float = TARGET_SECONDS,
         least_seconds: float = LEAST_SECONDS,
         replicated: Collection[int] = (),
+        everywhere: bool = False,
         top_level: int | None = None,
         interpreter: str | InterpreterFactory = "encrypted",
     ) -> Plan:
@@ -379,6 +384,7 @@ class Executor:
             target_seconds=target_seconds,
             least_seconds=least_seconds,
             replicated=replicated,
+            everywhere=everywhere,
         )
 
     def _analyse(
@@ -406,6 +412,7 @@ class Executor:
         target_seconds: float = TARGET_SECONDS,
         least_seconds: float = LEAST_SECONDS,
         replicated: Collection[int] = (),
+        everywhere: bool = False,
         top_level: int | None = None,
     ) -> Result:
         """Run a program.
@@ -432,6 +439,8 @@ class Executor:
             How long tasks should last, and how short they may get.
         replicated
             Stages that every worker computes for itself (see `placement.search`).
+        everywhere
+            Give every worker all results, needed or not: to compare with systems that do.
         top_level
             Level of the inputs, for the estimate.
 
@@ -454,16 +463,89 @@ class Executor:
             target_seconds=target_seconds,
             least_seconds=least_seconds,
             replicated=replicated,
+            everywhere=everywhere,
             top_level=top_level,
             interpreter=interpreter,
         )
+        return self._execute(program, inputs, plan, where, interpreter, progress)
+
+    def record(self, program: Program, inputs: Mapping[str, CipherArray]) -> Recording:
+        """Return a program as kernel calls, for inputs of these levels and scales.
+
+        Raises
+        ------
+        ClusterError
+            If nothing is encrypted, or the program refreshes ciphertexts.
+        """
+        _check_inputs(program, inputs)
+        params = self._context.params
+        if params is None:
+            raise ClusterError(
+                "dividing by limbs needs parameters and evaluation keys; give them to "
+                "Executor.prepare first"
+            )
+        level = max(x.batch.level for x in inputs.values())
+        required = analyse(program, self._context.bootstrapping or params, level).keys
+        return record(program, params, required, inputs, self._context.store)
+
+    def run_by_limbs(
+        self,
+        program: Program,
+        inputs: Mapping[str, CipherArray],
+        exchange: Exchange = "input-broadcast",
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> Result:
+        """Run a program with every ciphertext divided among the workers by its limbs.
+
+        That is how others run one (see `placement.limbs.rounds`), to compare with: it sends orders
+        of magnitude more than `run`. The residues are the same.
+
+        Parameters
+        ----------
+        program, inputs
+            The program and its encrypted inputs. Programs that refresh are refused.
+        exchange
+            ``"broadcast"`` of what ModUp and ModDown need, or ``"input-broadcast"``.
+        progress
+            As for `run`.
+
+        Raises
+        ------
+        ProgramError, ClusterError
+            As `run`; and if the program refreshes ciphertexts, or its plaintexts are too large.
+        """
+        recording = self.record(program, inputs)
+        plan, known = plan_by_limbs(recording, self.workers, exchange)
+        where = self._ready()
+        return self._execute(
+            program, inputs, plan, where, "encrypted", progress, (recording, known)
+        )
+
+    def _execute(
+        self,
+        program: Program,
+        inputs: Mapping[str, Any],
+        plan: Plan,
+        where: dict[str, str],
+        interpreter: str | InterpreterFactory,
+        progress: ProgressCallback | None,
+        by_limbs: tuple[Recording, LimbProgram] | None = None,
+    ) -> Result:
         run = uuid.uuid4().hex[:8]
         addresses = tuple(self._addresses)
         load = self._hosts.root / f"load-{run}" if self._shares_cores else None
         if load is not None:
             load.write_bytes(bytes(len(addresses)))
         spec = RunSpec(
-            run, self._name, program, plan.tasks, interpreter, addresses, str(load or "")
+            run,
+            self._name,
+            program,
+            plan.tasks,
+            interpreter,
+            addresses,
+            str(load or ""),
+            by_limbs and by_limbs[1],
         )
         session = Session(self.client, spec, plan, progress)
         file = Path(f"run-{run}.pickle")
@@ -484,7 +566,10 @@ class Executor:
                 load.unlink(missing_ok=True)
             with suppress(Exception):  # workers may be gone
                 self.client.run(plugin.drop_run, run, on_error="ignore")
-        outputs = {name: join_rows(parts) for name, parts in pieces.items()}
+        if by_limbs is None:
+            outputs = {name: join_rows(parts) for name, parts in pieces.items()}
+        else:
+            outputs = {name: _joined(*by_limbs, name, parts) for name, parts in pieces.items()}
         for name, node in program.outputs.items():
             if name not in outputs:  # an input that is an output
                 label = next(n for n, i in program.inputs.items() if i == node)
@@ -544,6 +629,12 @@ class Executor:
             dashboard=self.dashboard_link,
             about=about,
         )
+
+
+def _joined(recording: Recording, known: LimbProgram, name: str, parts: list[Any]) -> CipherArray:
+    """Return an output whose limbs workers 0, 1, .. have."""
+    positions = known.positions(recording.program.outputs[name])
+    return unrecorded(recording.outputs[name], join_limbs(parts, positions))
 
 
 def _level(value: Any) -> int:

@@ -126,6 +126,8 @@ def make_groups(program: Program, plan: Plan, most: int = GROUP_TASKS) -> list[G
         for i in pieces:
             wanted[group_of[i]].add(i)
             last_use[group_of[i]] = len(starts)
+    for i in plan.kept:
+        wanted[group_of[i]].add(i)
     return [
         Group(g, names[g], (a, b), tuple(sorted(wanted[g])), last_use[g])
         for g, (a, b) in enumerate(pairwise(bounds))

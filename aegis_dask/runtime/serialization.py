@@ -28,6 +28,7 @@ from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import InsecureParametersWarning
+from aegis_dask.placement.limbs.shard import State
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.ring.backend import contiguous
 
@@ -163,6 +164,7 @@ def register() -> None:
     dask_serialize.register(CipherArray)(serialize_array)
     dask_deserialize.register(CipherArray)(deserialize_array)
     sizeof.register((Ciphertext, CipherArray))(lambda x: payload_bytes(x) + OVERHEAD)
+    sizeof.register(State)(lambda x: OVERHEAD + x.nbytes)
     sizeof.register(Results)(lambda x: OVERHEAD + sum(sizeof(v) for v in x))
     # Dask takes this family where the transport can (UCX); see `serialize_on_device`.
     cuda_serialize.register(Ciphertext)(serialize_on_device)

@@ -28,7 +28,7 @@ from aegis_dask.runtime.graph import (
 )
 from aegis_dask.runtime.progress import Progress, ProgressCallback
 from aegis_dask.runtime.serialization import payload_bytes
-from aegis_dask.runtime.values import rows_of
+from aegis_dask.runtime.values import limbs_of, rows_of
 from aegis_dask.runtime.worker import TOPIC, RunSpec, TaskError
 
 POLL_SECONDS = 2.0
@@ -176,6 +176,8 @@ class Session:
                 continue
             value = inputs[names[task.results[0]]]
             part = value if task.rows is None else rows_of(value, *task.rows)
+            if task.limbs is not None:
+                part = limbs_of(part, task.limbs)
             address, key = self.spec.addresses[task.owner], self.keys[task.index]
             sent = self.client.scatter({key: part}, workers=[address], direct=True, hash=False)
             self.futures[task.index] = sent[key]

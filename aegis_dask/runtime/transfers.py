@@ -56,4 +56,4 @@ def count_transfers(
         payload[CLIENT, tasks[i].owner, stage(i)] += count
     for i, count in fetched.items():
         payload[tasks[i].owner, CLIENT, stage(i)] += count
-    return Transfers(len(addresses), dict(payload), dict(wire))
+    return Transfers(len(addresses), {k: v for k, v in payload.items() if v}, dict(wire))

@@ -20,6 +20,20 @@ def rows_of(value: Any, start: int, stop: int) -> Any:
     return value[start:stop]
 
 
+def limbs_of(value: CipherArray, positions: Sequence[int]) -> Any:
+    """Return some limbs of all ciphertexts, in memory of their own: an array."""
+    return value.batch.params.ring.to_host(value.batch.data)[:, :, list(positions)]
+
+
+def join_limbs(parts: Sequence[Any], positions: Sequence[Sequence[int]]) -> Any:
+    """Put limbs together: those of each part have these positions."""
+    first, count = parts[0], sum(map(len, positions))
+    out = np.empty((*first.shape[:-2], count, first.shape[-1]), first.dtype)
+    for part, where in zip(parts, positions, strict=True):
+        out[..., list(where), :] = part
+    return out
+
+
 def join_rows(parts: Sequence[Any]) -> Any:
     """Put rows together along the leading axis."""
     first = parts[0]

@@ -15,7 +15,11 @@ from typing import Any
 
 from distributed import get_worker
 
+from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.limbs.plan import LimbProgram
+from aegis_dask.placement.limbs.shard import Key, Shard
+from aegis_dask.placement.limbs.trace import KeyPart
 from aegis_dask.placement.tasks import Argument, Take, Task
 from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run_stage
@@ -61,6 +65,8 @@ class RunSpec:
         Address of worker 0, 1, ...
     load
         File of `runtime.load` if all workers share the cores of one host, else "".
+    by_limbs
+        For tasks that divide the work by limbs: the kernel calls.
     """
 
     run: str
@@ -70,6 +76,7 @@ class RunSpec:
     interpreter: str | InterpreterFactory
     addresses: tuple[str, ...]
     load: str = ""
+    by_limbs: LimbProgram | None = None
 
 
 @dataclass
@@ -101,6 +108,7 @@ class RunState:
     active: list[int] = field(default_factory=list)
     _interpreter: Any = None
     _load: Load | None = None
+    _shard: Shard | None = None
 
     def run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
         """Run a task.
@@ -185,12 +193,33 @@ class RunState:
             for argument in task.arguments[1:]:
                 total = e.add(total, _value(argument, e, inputs))
             return total
+        if task.kind in ("round", "share", "limbs"):
+            return self._by_limbs(task, inputs)
         program, stage = self.spec.program, self.spec.program.stages[task.stage]
         arguments = {a.node: _value(a, e, inputs) for a in task.arguments}
         found = run_stage(program, stage, e, self.context.store, arguments, task.rows)
         if len(task.results) == 1:
             return found[task.results[0]]
         return Results(found[i] for i in task.results)
+
+    def _by_limbs(self, task: Task, inputs: Sequence[Any]) -> Any:
+        params, known = self.context.params, self.spec.by_limbs
+        assert params is not None
+        assert known is not None
+        if self._shard is None:
+            evaluator: Evaluator = self.context.interpreter("encrypted").evaluator
+            keys, levels = evaluator.keys, evaluator.levels
+
+            def find(part: KeyPart) -> Key:
+                if part.element is None:
+                    key = keys.for_multiplication(part.level)
+                else:
+                    key = keys.for_element(part.element, part.level)
+                return Key(key.b, key.a, levels.key_rows(key.level, part.level))
+
+            self._shard = Shard(known.schedule, task.owner, params.ring, find)
+        out = known.compute(task, inputs, self._shard)
+        return Results(out) if isinstance(out, list) else out
 
 
 def _value(argument: Argument, e: Timed, inputs: Sequence[Any]) -> Any:

@@ -40,6 +40,7 @@ from aegis_dask.program.parameters import parameters_for
 from aegis_dask.program.refresh import Budget, Placement, insert, minimum_cut
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import Analysis, analyse
+from aegis_dask.program.trim import trim
 from aegis_dask.service.keys import KeyList, list_keys
 
 Float = NDArray[np.float64]
@@ -179,8 +180,10 @@ class Job:
             )
         packing = replace(self.packing, length=length)
         program = _capture(self.graph, self.model, self.layers, packing)
+        if self.bootstrapping is None:
+            return replace(self, packing=packing, program=trim(program))
         job = replace(self, packing=packing, program=program, placement=None)
-        return job if self.bootstrapping is None else _refreshed(job, self.bootstrapping)
+        return _refreshed(job, self.bootstrapping)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a server needs to build the job, beside model and graph."""
@@ -294,13 +297,15 @@ def make_job(
     layers = encoder_layers(model, calibration)
     positions = tokens or positions_for(length)
 
-    def job(size: int, chosen: Parameters | None) -> Job:
+    def job(size: int, chosen: Parameters | None, refreshes: bool = False) -> Job:
         packing = Packing(size, positions, length)
         program = _capture(graph, model, layers, packing)
+        if not refreshes:  # else once it has them
+            program = trim(program)
         return Job(model, calibration, graph, packing, layers, program, chosen)
 
     if isinstance(params, BootstrappingParameters):
-        return _refreshed(job(params.params.slots, params.params), params)
+        return _refreshed(job(params.params.slots, params.params, True), params)
     if params is not None:
         return job(params.slots, params)
     smallest = slots or choose_slots(positions, model.config.heads)
@@ -318,7 +323,7 @@ def make_job(
     found = []
     for preset in secure_bootstrapping(scale_bits, smallest):
         try:
-            found.append(_refreshed(job(preset.params.slots, preset.params), preset))
+            found.append(_refreshed(job(preset.params.slots, preset.params, True), preset))
         except LevelError:  # too few levels for one operation, or nothing that can be refreshed
             continue
     if not found:
@@ -347,7 +352,7 @@ def _refreshed(job: Job, params: BootstrappingParameters) -> Job:
     placement = minimum_cut(job.program, budget_of(params))
     return replace(
         job,
-        program=insert(placement),
+        program=trim(insert(placement), params.output_level, params.output_level),
         bootstrapping=params,
         placement=placement,
         params=params.params,

@@ -11,7 +11,7 @@ from typing import Any
 from aegis_dask.ckks.bootstrapping.bootstrapper import working_bytes
 from aegis_dask.errors import LevelError
 from aegis_dask.program.graph import Program
-from aegis_dask.program.operations import Refresh
+from aegis_dask.program.operations import Lower, Refresh
 from aegis_dask.program.refresh import Budget, Placement, eager
 from aegis_dask.program.symbolic import COUNTED, Analysis, Cost
 from aegis_dask.service.job import Job
@@ -186,9 +186,10 @@ def estimate(job: Job) -> Estimate:
         cost = operators[name] = operators.get(name, Cost()) + analysis.stage_cost(stage)
         cost.counts["levels"] = max(cost.counts["levels"], _depth_of(program, stage.nodes))
     total, sizes, refreshing = analysis.total, analysis.node_bytes, analysis.bootstrapping
-    total.counts["levels"] = program.depth
+    taken = program if job.placement is None else job.placement.program
+    total.counts["levels"] = taken.depth
     return Estimate(
-        depth=program.depth,
+        depth=taken.depth,
         operators=operators,
         total=total,
         refreshes=refreshes_of(analysis),
@@ -202,13 +203,14 @@ def estimate(job: Job) -> Estimate:
 
 
 def _depth_of(program: Program, nodes: list[int]) -> int:
-    """Return the levels on the longest path inside a stage."""
+    """Return the levels that the longest path inside a stage takes to compute."""
     inside = set(nodes)
     depth: dict[int, int] = {}
     for i in nodes:
         node = program.nodes[i]
         before = max((depth[j] for j in node.inputs if j in inside), default=0)
-        depth[i] = before + node.op.depth
+        taken = 0 if isinstance(node.op, Lower) else node.op.depth
+        depth[i] = before + taken
     return max(depth.values(), default=0)
 
 

@@ -20,7 +20,7 @@ from aegis_dask.service.local import Outcome
 OPERATORS = (
     (r".*-refresh", "bootstrapping"),
     (r"(.*/)?(mean-sum|mean|centre)", "LayerNorm: centring"),
-    (r"attention-rotate|(.*/)?rotate", "rotations before linear layers"),
+    (r"attention-rotate|(.*/)?(inner-)?rotate", "rotations before linear layers"),
     (r"attention(-\d+)?/(query|key|value)", "attention: query, key, value"),
     (
         r"attention(-\d+)?/(query|key|value)-(lanes|turned|copies|steps)",

@@ -99,7 +99,7 @@ def test_one_layer_is_counted_as_printed(layer: Analysis) -> None:
         "Rotations, O": n("rotations", "output/.*"),
         "Rotations, FC1": n("rotations", "feed-forward/rotate")
         + n("rotations", inner, "RotateSum"),
-        "Rotations, FC2": n("rotations", inner, "Rotations")
+        "Rotations, FC2": n("rotations", "feed-forward/inner-rotate", "Rotations")
         + n("rotations", "feed-forward/project"),
         "Conjugations, linear layers": n("conjugations", f"{qkv}|output/.*|feed-forward/.*"),
         "QK^T, products": n("products", groups, "Contract") // 2,

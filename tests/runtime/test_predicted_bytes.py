@@ -11,6 +11,8 @@ from aegis_dask.models.calibration import Calibration, calibrate
 from aegis_dask.models.checkpoint import BertConfig, BertModel, random_bert
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.models.programs import INPUT, OUTPUT
+from aegis_dask.placement.limbs.plan import plan_by_limbs
+from aegis_dask.placement.limbs.rounds import Exchange
 from aegis_dask.placement.predict import predict
 from aegis_dask.placement.search import candidates
 from aegis_dask.program.symbolic import analyse
@@ -70,4 +72,50 @@ def test_bytes_and_residues_on_two_and_four_workers(prepared: tuple[Job, Any, An
             fewer = predict(job.program, plan, sizes)
             assert dict(result.transfers.payload) == fewer.payload
             residues.append(result.outputs[OUTPUT].batch.data)
+            # Every worker is given everything, as ciphertext-parallel systems do.
+            plan = executor.plan(
+                job.program, top_level=level, replicated=copies, everywhere=True, **FINE
+            )
+            result = executor.run(
+                job.program, {INPUT: x}, replicated=copies, everywhere=True, **FINE
+            )
+            all_ = predict(job.program, plan, sizes)
+            assert dict(result.transfers.payload) == all_.payload
+            assert all_.between_workers > fewer.between_workers
+            residues.append(result.outputs[OUTPUT].batch.data)
     assert all(np.array_equal(r, residues[0]) for r in residues)
+
+
+def _by_limbs(job: Job, keys: Any, x: Any, workers: int, exchange: Exchange) -> Any:
+    with Executor.local(workers, 1, processes=False, protocol="tcp://") as executor:
+        executor.prepare(job.params, keys, job.model.tensors())
+        recording = executor.record(job.program, {INPUT: x})
+        plan, _ = plan_by_limbs(recording, workers, exchange)
+        result = executor.run_by_limbs(job.program, {INPUT: x}, exchange)
+        assert dict(result.transfers.payload) == predict(job.program, plan, []).payload
+        assert result.transfers.between_workers > 0
+        return result.outputs[OUTPUT].batch.data
+
+
+@pytest.mark.parametrize("prepared", ["feed_forward"], indirect=True)
+def test_divided_by_limbs(prepared: tuple[Job, Any, Any]) -> None:
+    job, keys, x = prepared
+    found = [_by_limbs(job, keys, x, 2, "broadcast"), _by_limbs(job, keys, x, 4, "input-broadcast")]
+    with Executor.local(1, 1, processes=False) as executor:
+        executor.prepare(job.params, keys, job.model.tensors())
+        expected = executor.run(job.program, {INPUT: x}).outputs[OUTPUT].batch.data
+    assert all(np.array_equal(r, expected) for r in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "prepared", ["feed_forward", "self_attention", "bert_layer"], indirect=True
+)
+def test_divided_by_limbs_on_two_and_four_workers(prepared: tuple[Job, Any, Any]) -> None:
+    job, keys, x = prepared
+    exchanges: tuple[Exchange, ...] = ("broadcast", "input-broadcast")
+    found = [_by_limbs(job, keys, x, n, e) for n in (2, 4) for e in exchanges]
+    with Executor.local(1, 1, processes=False) as executor:
+        executor.prepare(job.params, keys, job.model.tensors())
+        expected = executor.run(job.program, {INPUT: x}).outputs[OUTPUT].batch.data
+    assert all(np.array_equal(r, expected) for r in found)

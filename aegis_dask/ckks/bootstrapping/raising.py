@@ -71,7 +71,14 @@ def _lift(params: Parameters, level: int) -> _Lift:
     factors = [[pow(q0 // primes[i], -1, primes[i])] for i in sources]
     conversion = base_conversion(primes, sources, limbs, exact=True)
     own = np.full(len(limbs), -1, np.int64)  # no limb has residues that need no transform
-    inner = DigitRaise(np.array(limbs, np.int64), own, 0, shoup_pair([], []), (conversion,))
+    inner = DigitRaise(
+        np.array(limbs, np.int64),
+        own,
+        0,
+        shoup_pair([], []),
+        (conversion,),
+        np.array(sources, np.int64),
+    )
     return _Lift(sources, np.array(factors, np.uint32), conversion, inner)
 
 

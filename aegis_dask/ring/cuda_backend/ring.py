@@ -420,12 +420,13 @@ class CudaRing:
         c = constants
         digits, limbs = len(c.conversions), len(c.limbs)
         held = self._device_constants(c, factors=_factors(c.factors))
-        rows = self._rows(self._device_integers(c.limbs[:window]), window)
+        rows = self._rows(self._device_integers(c.sources), window)
         x, y = self.device.contiguous(x), self.empty(x.shape)
         self._intt(y, x, batch * window, rows, rows, held["factors"])
         out = self.empty((batch, digits, limbs, self.degree))
         for d, conversion in enumerate(c.conversions):
-            own, others = np.flatnonzero(c.digit_of == d), np.flatnonzero(c.digit_of != d)
+            own = np.searchsorted(c.sources, conversion.sources)
+            others = np.flatnonzero(c.digit_of != d)
             dst = (d * limbs + others, digits * limbs)
             self._convert(out, *dst, y, own, window, conversion, batch)
         return out

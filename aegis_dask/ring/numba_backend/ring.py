@@ -464,11 +464,11 @@ class NumbaRing:
         c = constants
         nd, nl = len(c.conversions), len(c.limbs)
         y = self.empty(x.shape)
-        self._intt(y, x, c.limbs[:window], c.factors)
+        self._intt(y, x, c.sources, c.factors)
         out = self.empty((batch, nd, nl, self.degree))
         polys = np.arange(batch)[:, None]
         for d, conversion in enumerate(c.conversions):
-            own = np.flatnonzero(c.digit_of == d)
+            own = np.searchsorted(c.sources, conversion.sources)
             others = np.flatnonzero(c.digit_of != d)
             dst = (polys * nd + d) * nl + others
             self._convert(out, dst, y, polys * window + own, conversion, lazy=True)

@@ -1,0 +1,319 @@
+"""Who holds which limbs, what is exchanged when, and what is computed in between.
+
+Limb i of every polynomial belongs to device ``i mod n`` (Cinnamon, ASPLOS 2025). Operations that
+work limb by limb need nothing from others. Those that go through all limbs do:
+
+*broadcast*
+    ModUp needs all limbs of its polynomial, ModDown those that leave: the special primes and, with
+    a rescale, the dropped ones. Both are sent by those who have them to all others.
+*input broadcast*
+    The special primes are computed by every device, so that ModDown needs nothing: fewer bytes and
+    one exchange less for each key switch, for work that is done n times (Cinnamon). The limbs that
+    a rescale drops are treated alike.
+
+Either way a polynomial is sent once, whatever number of rotations use it (hoisting), and all
+exchanges that can be made together are one *round*.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from aegis_dask.errors import ClusterError
+from aegis_dask.placement.limbs.trace import Buffer, Instruction, View
+from aegis_dask.ring.chain import ModulusChain
+
+Exchange = Literal["broadcast", "input-broadcast"]
+LIMB_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Limbs of a view that every device sends to all others.
+
+    Attributes
+    ----------
+    buffer
+        Buffer that it makes, on every device, with these limbs.
+    view
+        What is sent.
+    limbs
+        Primes.
+    polynomials
+        How many there are of each limb.
+    stage
+        Stage that needs it first.
+    """
+
+    buffer: int
+    view: View
+    limbs: tuple[int, ...]
+    polynomials: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction on every device, and where it finds limbs that it does not own.
+
+    Attributes
+    ----------
+    instruction
+        The instruction.
+    gathered
+        Buffers of gathers: of the polynomial that is raised, or of the limbs that leave, of the
+        operand and of the addend; None where the device has them.
+    """
+
+    instruction: Instruction
+    gathered: tuple[int | None, ...] = ()
+
+
+@dataclass
+class Round:
+    """What every device computes between two exchanges.
+
+    Attributes
+    ----------
+    steps
+        In order.
+    gathers
+        What is sent at its end.
+    dropped
+        Buffers that are not needed after it.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    gathers: list[Gather] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds for a number of devices.
+
+    Attributes
+    ----------
+    chain
+        Primes.
+    devices
+        How many.
+    exchange
+        What is exchanged.
+    buffers
+        Those of the recorder and those of gathers.
+    everywhere
+        Buffer -> primes whose limbs every device has.
+    rounds
+        In order.
+    """
+
+    chain: ModulusChain
+    devices: int
+    exchange: Exchange
+    buffers: list[Buffer]
+    everywhere: dict[int, frozenset[int]]
+    rounds: list[Round]
+
+    def owner(self, prime: int) -> int:
+        """Return the device of a limb."""
+        return prime % self.devices
+
+    def owned(self, primes: Sequence[int], device: int) -> list[int]:
+        """Return those of some primes whose limbs are a device's own."""
+        return [i for i in primes if self.owner(i) == device]
+
+    def held(self, buffer: int, device: int) -> list[int]:
+        """Return the primes of a buffer's limbs that a device has, in order."""
+        all_have = self.everywhere.get(buffer, frozenset())
+        return [i for i in self.limbs(buffer) if i in all_have or self.owner(i) == device]
+
+    def limbs(self, buffer: int) -> list[int]:
+        """Return the primes of a buffer's limbs."""
+        return [_known(i) for i in self.buffers[buffer].limbs]
+
+    def limbs_of(self, view: View) -> list[int]:
+        """Return the primes of all limbs of a view."""
+        limbs = self.limbs(view.buffer)
+        for kind, *rest in view.path:
+            if kind == "limbs":
+                limbs = limbs[rest[0] : rest[1]]
+        return limbs
+
+    def sent(self, gather: Gather, device: int) -> int:
+        """Return the bytes that a device sends to each other one."""
+        count = len(self.owned(gather.limbs, device)) * gather.polynomials
+        return count * self.chain.ring_degree * LIMB_BYTES
+
+
+def _known(prime: int | None) -> int:
+    if prime is None:
+        raise ClusterError("limbs of an array were never used: their primes are not known")
+    return prime
+
+
+def schedule(
+    chain: ModulusChain,
+    buffers: Sequence[Buffer],
+    instructions: Sequence[Instruction],
+    devices: int,
+    exchange: Exchange,
+    keep: Sequence[int] = (),
+) -> Schedule:
+    """Divide instructions among devices by limbs.
+
+    Parameters
+    ----------
+    chain, buffers, instructions
+        From a `Recorder`.
+    devices
+        How many.
+    exchange
+        What is exchanged.
+    keep
+        Buffers that are needed at the end.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such exchange.
+    """
+    if exchange not in ("broadcast", "input-broadcast"):
+        raise ClusterError(
+            f"there is no exchange {exchange!r}; choose 'broadcast' or 'input-broadcast'"
+        )
+    return _Scheduler(chain, buffers, devices, exchange).run(instructions, keep)
+
+
+class _Scheduler:
+    def __init__(
+        self, chain: ModulusChain, buffers: Sequence[Buffer], devices: int, exchange: Exchange
+    ) -> None:
+        self.out = Schedule(chain, devices, exchange, list(buffers), {}, [])
+        self.special = frozenset(range(len(chain.primes), len(chain.all_primes)))
+        self.version: defaultdict[int, int] = defaultdict(int)  # writes into a buffer
+        self.written: dict[int, int] = {}  # buffer -> round after which its contents are there
+        self.read: defaultdict[int, int] = defaultdict(int)  # buffer -> last round that reads it
+        self.last: dict[int, int] = {}  # buffer -> last round that needs it
+        self.known: dict[tuple[str, int], list[tuple[Gather, int]]] = {}
+
+    def run(self, instructions: Sequence[Instruction], keep: Sequence[int]) -> Schedule:
+        for instruction in instructions:
+            self.add(instruction)
+        for buffer, last in self.last.items():
+            if buffer not in keep:
+                self.out.rounds[last].dropped.append(buffer)
+        return self.out
+
+    def round(self, index: int) -> Round:
+        rounds = self.out.rounds
+        while len(rounds) <= index:
+            rounds.append(Round())
+        return rounds[index]
+
+    def add(self, instruction: Instruction) -> None:
+        gathered: list[tuple[Gather, int] | None] = []
+        name, arguments = instruction.name, instruction.arguments
+        everywhere: frozenset[int] = frozenset()
+        replicates = self.out.exchange == "input-broadcast"
+        if name == "raise_digits":
+            view, constants = arguments
+            gathered = [self.gather(view, constants.sources, instruction)]
+            if replicates:
+                everywhere = self.special | set(instruction.keywords["also"])
+        elif name == "inner_product":
+            view, digits, constants = arguments[:3]
+            gathered = [self.gather(view, constants.sources, instruction)]
+            everywhere = self.out.everywhere.get(digits.buffer, frozenset())
+        elif name == "mod_down":
+            view, constants, addend, _ = arguments
+            leaving = [int(i) for i in constants.conversion.sources]
+            gathered = [self.gather(view, leaving, instruction), None]
+            if addend is not None:
+                dropped = [i for i in leaving if i not in self.special]
+                gathered[1] = self.gather(addend, dropped, instruction)
+        if instruction.out is not None and everywhere:
+            self.out.everywhere[instruction.out] = everywhere
+        reads = {v.buffer for v in instruction.views}
+        when = max((self.written.get(b, 0) for b in reads), default=0)
+        for found in gathered:
+            if found is not None:
+                when = max(when, found[1] + 1)
+        target = instruction.target
+        if target is not None:
+            when = max(when, self.written.get(target.buffer, 0), self.read[target.buffer])
+            self.written[target.buffer] = when
+            self.version[target.buffer] += 1
+            reads.add(target.buffer)
+        if instruction.out is not None:
+            self.written[instruction.out] = when
+            reads.add(instruction.out)
+        for found in gathered:
+            if found is not None:
+                reads.add(found[0].buffer)
+        for buffer in reads:
+            self.read[buffer] = max(self.read[buffer], when)
+            self.last[buffer] = max(self.last.get(buffer, 0), when)
+        buffers = tuple(None if g is None else g[0].buffer for g in gathered)
+        self.round(when).steps.append(Step(instruction, buffers))
+
+    def gather(
+        self, view: View, limbs: Sequence[int], instruction: Instruction
+    ) -> tuple[Gather, int] | None:
+        """Return a gather of limbs of a view, and the round at whose end it is made."""
+        have = self.out.everywhere.get(view.buffer, frozenset())
+        wanted = tuple(int(i) for i in limbs if int(i) not in have)
+        if not wanted or self.out.devices == 1:
+            return None
+        there = self.known.setdefault((repr(view), self.version[view.buffer]), [])
+        for gather, when in there:
+            if set(gather.limbs) >= set(wanted):
+                return gather, when
+        when = self.written.get(view.buffer, 0)
+        source = self.out.buffers[view.buffer]
+        count = polynomials(source, view)
+        shape = (*view_shape(source, view)[:-2], len(wanted), source.shape[-1])
+        self.out.buffers.append(Buffer(shape, len(shape) - 2, list(wanted)))
+        buffer = len(self.out.buffers) - 1
+        self.out.everywhere[buffer] = frozenset(wanted)
+        gather = Gather(buffer, view, wanted, count, instruction.stage)
+        self.round(when).gathers.append(gather)
+        there.append((gather, when))
+        # What is sent must not change before it has been: the next round may write it.
+        self.read[view.buffer] = max(self.read[view.buffer], when + 1)
+        self.last[view.buffer] = max(self.last.get(view.buffer, 0), when + 1)
+        return gather, when
+
+
+def view_shape(buffer: Buffer, view: View) -> tuple[int, ...]:
+    """Return the shape of a view, with all limbs of the buffer that it keeps."""
+    shape = list(buffer.shape)
+    for kind, *rest in view.path:
+        if kind == "limbs":
+            shape[-2] = rest[1] - rest[0]
+        elif kind == "reshape":
+            shape = list(rest[0])
+        elif kind == "swap":
+            a, b = rest
+            shape[a], shape[b] = shape[b], shape[a]
+        else:
+            new: list[int] = []
+            source = 0
+            for item in rest:
+                if item is None:
+                    new.append(1)
+                    continue
+                if isinstance(item, slice):
+                    new.append(len(range(*item.indices(shape[source]))))
+                source += 1
+            shape = new
+    return tuple(shape)
+
+
+def polynomials(buffer: Buffer, view: View) -> int:
+    """Return how many polynomials a view shows."""
+    return prod(view_shape(buffer, view)[:-2])

@@ -1,0 +1,275 @@
+"""One device's part of a program that is divided by limbs: its limbs, and the kernels on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aegis_dask.placement.limbs.rounds import Round, Schedule, Step
+from aegis_dask.placement.limbs.trace import KeyPart, PerLimb, Primes, View
+from aegis_dask.ring.backend import Array, Ring
+from aegis_dask.ring.conversion import DigitRaise
+
+
+class Key(NamedTuple):
+    """An evaluation key, and the rows of it that a level uses ``[digit, limb]``."""
+
+    b: Array
+    a: Array
+    rows: Any
+
+
+KeyLookup = Callable[[KeyPart], Key]
+
+
+class State(dict[int, Array]):
+    """Buffers of a device between two rounds: the limbs that it has of each."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all of them."""
+        return sum(int(x.nbytes) for x in self.values())
+
+
+class Shard:
+    """What one device does.
+
+    Parameters
+    ----------
+    schedule
+        The rounds.
+    device
+        Its number.
+    ring
+        Its kernels.
+    key
+        Finds evaluation keys.
+    """
+
+    def __init__(self, schedule: Schedule, device: int, ring: Ring, key: KeyLookup) -> None:
+        self.schedule, self.device, self.ring, self.key = schedule, device, ring, key
+        self.state = State()
+
+    def run(self, round_: Round, state: State) -> State:
+        """Run a round and return the buffers after it: those given, which are changed."""
+        self.state = state
+        for step in round_.steps:
+            self._step(step)
+        for buffer in round_.dropped:
+            state.pop(buffer, None)
+        return state
+
+    def accept(self, round_: Round, state: State, received: Sequence[Sequence[Array]]) -> None:
+        """Put together what all devices sent at the end of a round (`outgoing`), in order."""
+        for i, gather in enumerate(round_.gathers):
+            parts = [sent[i] for sent in received]
+            first = parts[0]
+            count = len(gather.limbs)
+            whole = self.ring.empty((*first.shape[:-2], count, first.shape[-1]))
+            for device, part in enumerate(parts):
+                own = self.schedule.owned(gather.limbs, device)
+                for row, prime in enumerate(own):
+                    whole[..., gather.limbs.index(prime), :] = part[..., row, :]
+            state[gather.buffer] = whole
+
+    def outgoing(self, round_: Round, state: State, stage: int) -> list[Array]:
+        """Return copies of the limbs that this device sends at the end of a round.
+
+        Parameters
+        ----------
+        round_, state
+            The round, and the buffers after it.
+        stage
+            Of the gathers that are wanted.
+        """
+        self.state = state
+        return [
+            self.rows(g.view, self.schedule.owned(g.limbs, self.device))
+            for g in round_.gathers
+            if g.stage == stage
+        ]
+
+    # -- operands ----------------------------------------------------------------------------
+
+    def _held(self, buffer: int) -> list[int]:
+        return self.schedule.held(buffer, self.device)
+
+    def _view(self, view: View) -> tuple[Array, list[int]]:
+        """Return the limbs of a view that are here, and their primes."""
+        buffer = self.schedule.buffers[view.buffer]
+        x, held, axis = self.state[view.buffer], self._held(view.buffer), buffer.axis
+        limbs = self.schedule.limbs(view.buffer)
+        for kind, *rest in view.path:
+            if kind == "limbs":
+                limbs = limbs[rest[0] : rest[1]]
+                first = [i for i, p in enumerate(held) if p in limbs]
+                cut = slice(first[0], first[-1] + 1) if first else slice(0, 0)
+                held = held[cut]
+                x = x[(slice(None),) * axis + (cut,)]
+            elif kind == "reshape":
+                x = x.reshape((*rest[0][:-2], len(held), rest[0][-1]))
+                axis = x.ndim - 2
+            elif kind == "swap":
+                x = x.swapaxes(*rest)
+            else:
+                x, axis = x[tuple(rest)], _axis_after(rest, axis)
+        return x, held
+
+    def rows(self, view: View, primes: Sequence[int]) -> Array:
+        """Return a copy of the limbs of some primes, in that order."""
+        x, held = self._view(view)
+        position = {p: i for i, p in enumerate(held)}
+        out = self.ring.empty((*x.shape[:-2], len(primes), x.shape[-1]))
+        for row, p in enumerate(primes):
+            out[..., row, :] = x[..., position[p], :]
+        return out
+
+    def _operand(self, x: Any, primes: Sequence[int] | None) -> Any:
+        if isinstance(x, View):
+            return self._view(x)[0]
+        if isinstance(x, Primes):
+            return self.schedule.owned(x.indices, self.device)
+        if isinstance(x, PerLimb):
+            assert primes is not None
+            rows = [i for i, p in enumerate(primes) if self.schedule.owner(p) == self.device]
+            return np.ascontiguousarray(x.values[rows])
+        return x
+
+    # -- instructions ------------------------------------------------------------------------
+
+    def _step(self, step: Step) -> None:
+        instruction = step.instruction
+        special = getattr(self, f"_{instruction.name}", None)
+        if special is not None:
+            special(step)
+            return
+        primes = next((a.indices for a in instruction.arguments if isinstance(a, Primes)), None)
+        operands = [self._operand(a, primes) for a in instruction.arguments]
+        if instruction.target is not None:
+            target = self._view(instruction.target)[0]
+            if 0 not in target.shape:
+                target[...] = getattr(self.ring, instruction.name)(*operands)
+            return
+        assert instruction.out is not None
+        shape = self._shape(instruction.out)
+        if 0 in shape:
+            self.state[instruction.out] = self.ring.empty(shape)
+            return
+        self.state[instruction.out] = getattr(self.ring, instruction.name)(*operands)
+
+    def _shape(self, buffer: int) -> tuple[int, ...]:
+        b = self.schedule.buffers[buffer]
+        shape = list(b.shape)
+        shape[b.axis] = len(self._held(buffer))
+        return tuple(shape)
+
+    def _empty(self, step: Step) -> None:
+        out = step.instruction.out
+        assert out is not None
+        self.state[out] = self.ring.empty(self._shape(out))
+
+    def _zeros(self, step: Step) -> None:
+        out = step.instruction.out
+        assert out is not None
+        self.state[out] = self.ring.zeros(self._shape(out))
+
+    def _from_host(self, step: Step) -> None:
+        instruction = step.instruction
+        assert instruction.out is not None
+        limbs = self.schedule.limbs(instruction.out)
+        rows = self._operand(instruction.arguments[0], limbs)
+        self.state[instruction.out] = self.ring.from_host(rows)
+
+    def _store(self, step: Step) -> None:
+        target = step.instruction.target
+        assert target is not None
+        self._view(target)[0][...] = self._view(step.instruction.arguments[0])[0]
+
+    def _raise_digits(self, step: Step) -> None:
+        view, constants = step.instruction.arguments
+        out = step.instruction.out
+        assert out is not None
+        held = self._held(out)
+        if not held:
+            self.state[out] = self.ring.empty(self._shape(out))
+            return
+        x = self._whole(view, step.gathered[0], constants.sources)
+        self.state[out] = self.ring.raise_digits(x, _raised(constants, held))
+
+    def _inner_product(self, step: Step) -> None:
+        view, digits, constants, part, transform = step.instruction.arguments
+        out = step.instruction.out
+        assert out is not None
+        held = self._held(out)
+        if not held:
+            self.state[out] = self.ring.empty(self._shape(out))
+            return
+        own = _raised(constants, held)
+        window = set(int(i) for i in constants.sources)
+        x = self._whole(view, step.gathered[0], [p for p in held if p in window])
+        key = self.key(part)
+        columns = [i for i, p in enumerate(constants.limbs) if int(p) in set(held)]
+        rows = np.ascontiguousarray(key.rows[:, columns])
+        raised = self._view(digits)[0]
+        self.state[out] = self.ring.inner_product(x, raised, own, key.b, key.a, transform, rows)
+
+    def _mod_down(self, step: Step) -> None:
+        view, constants, addend, element = step.instruction.arguments
+        out = step.instruction.out
+        assert out is not None
+        held = self._held(out)
+        if not held:
+            self.state[out] = self.ring.empty(self._shape(out))
+            return
+        limbs, where = self.schedule.limbs_of(view), {}
+        targets = [int(i) for i in constants.conversion.targets]
+        kept = [
+            limbs[r] for p, r in zip(targets, constants.target_rows, strict=True)
+            if p in set(held) and r >= 0
+        ]  # fmt: skip
+        special = len(self.schedule.chain.primes)
+        leaving = [limbs[r] for r in constants.source_rows]
+        order = [p for p in leaving if p < special] + kept
+        x = self._whole(view, step.gathered[0], [*order, *(p for p in leaving if p >= special)])
+        added = None if addend is None else self._whole(addend, step.gathered[1], order)
+        for row, p in enumerate([*order, *(p for p in leaving if p >= special)]):
+            where[p] = row
+        down = constants.restricted(
+            set(held),
+            np.array([where[p] for p in leaving], np.int64),
+            np.array([where.get(p, -1) if p in kept else -1 for p in held], np.int64),
+        )
+        self.state[out] = self.ring.mod_down(x, down, added, element)
+
+    def _whole(self, view: View, gathered: int | None, primes: Sequence[int]) -> Array:
+        """Return limbs of a view, from what is here and what was gathered."""
+        x, held = self._view(view)
+        rows = {p: x[..., i, :] for i, p in enumerate(held)}
+        if gathered is not None:
+            y = self.state[gathered]
+            for i, p in enumerate(self.schedule.limbs(gathered)):
+                rows.setdefault(p, y[..., i, :])
+        out = self.ring.empty((*x.shape[:-2], len(primes), x.shape[-1]))
+        for i, p in enumerate(primes):
+            out[..., i, :] = rows[int(p)]
+        return out
+
+
+def _axis_after(items: Sequence[Any], axis: int) -> int:
+    """Return where an axis, which is kept, is after indexing."""
+    source = made = 0
+    for item in items:
+        if item is None:
+            made += 1
+            continue
+        if source == axis:
+            return made
+        made += isinstance(item, slice)
+        source += 1
+    raise AssertionError(f"axis {axis} is not among {items}")
+
+
+def _raised(constants: DigitRaise, held: Sequence[int]) -> DigitRaise:
+    return constants.restricted(set(held))

@@ -1,0 +1,54 @@
+"""What kernel calls on some limbs take, by the prices of `program.symbolic`."""
+
+from __future__ import annotations
+
+from math import log2, prod
+
+from aegis_dask.placement.limbs.rounds import Schedule, Step
+from aegis_dask.placement.limbs.trace import View
+from aegis_dask.program.symbolic import MAC_SECONDS, NTT_SECONDS, POINT_SECONDS
+
+
+def seconds(schedule: Schedule, step: Step, device: int) -> float:
+    """Return the estimated seconds of one thread for a step on a device."""
+    instruction = step.instruction
+    n = schedule.chain.ring_degree
+    transform, mac = NTT_SECONDS * n * log2(n), MAC_SECONDS * n
+    target = instruction.out if instruction.target is None else instruction.target.buffer
+    if instruction.name in ("empty", "zeros", "from_host") or target is None:
+        return 0.0
+    made = schedule.buffers[target if instruction.out is None else instruction.out]
+    held = schedule.held(target if instruction.out is None else instruction.out, device)
+    each = prod(made.shape) // max(1, made.shape[made.axis]) // made.shape[-1]
+    if instruction.name in ("ntt", "intt"):
+        return each * len(held) * transform
+    if instruction.name == "raise_digits":
+        constants, batch = instruction.arguments[1], made.shape[0]
+        kept = constants.restricted(set(held))
+        products = sum(len(c.sources) * len(c.targets) for c in kept.conversions)
+        return float(batch * (len(constants.sources) * transform + products * mac))
+    if instruction.name == "inner_product":
+        constants, batch = instruction.arguments[2], made.shape[0]
+        digits = len(constants.conversions)
+        own = sum(1 for p in held if p < len(schedule.chain.primes))
+        transforms = (digits * len(held) - own) if instruction.arguments[4] else 0
+        return batch * (transforms * transform + 2 * digits * len(held) * mac)
+    if instruction.name == "mod_down":
+        leaving = len(instruction.arguments[1].conversion.sources)
+        return each * ((leaving + len(held)) * transform + leaving * len(held) * mac)
+    if instruction.name in ("gemm", "contract"):
+        view = instruction.arguments[0]
+        assert isinstance(view, View)
+        terms = _terms(schedule, view)
+        factor = 4 / 3 if instruction.name == "contract" else 1
+        return float(each * terms * len(held) * factor * mac)
+    if instruction.name == "encode_weights":
+        return prod(made.shape[1:]) * len(held) * 3e-9
+    return each * len(held) * n * POINT_SECONDS
+
+
+def _terms(schedule: Schedule, view: View) -> int:
+    from aegis_dask.placement.limbs.rounds import view_shape
+
+    shape = view_shape(schedule.buffers[view.buffer], view)
+    return shape[0]
