@@ -68,7 +68,9 @@ class Machine:
     task_seconds
         What a task costs beside its work: Dask's scheduling on the worker.
     hop_seconds
-        From the end of a task to the start of one that waited for it, through the scheduler.
+        From the end of a task to the start of one that waited for it, through the scheduler; the
+        latency of the link comes on top where it runs on another worker. Measured on two cores
+        with tasks of 10 to 30 ms: 2.3 to 3.3 ms on one worker, 4.2 to 4.9 ms across two.
     """
 
     device: Device
@@ -76,7 +78,7 @@ class Machine:
     inside: Link
     between: Link
     task_seconds: float = 0.001
-    hop_seconds: float = 0.006
+    hop_seconds: float = 0.003
 
     def link(self, a: int, b: int) -> Link:
         """Return the link between two devices."""
@@ -132,7 +134,7 @@ _LINKS = {
     "pcie": Link("PCIe 4.0 x16", 25e9, 5e-4),
     "infiniband": Link("InfiniBand NDR", 50e9, 5e-4),
     "ethernet": Link("Ethernet 1 Gbit/s", 125e6, 1e-3),
-    "loopback": Link("TCP on one host", 1.5e9, 1e-3),
+    "loopback": Link("TCP on one host", 1.5e9, 1.5e-3),
 }
 _DEVICES = {
     "cpu": Device("a CPU thread", 8 * GIB, 1.0, 8e9),

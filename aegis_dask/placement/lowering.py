@@ -61,6 +61,7 @@ def lower(
     owners: Sequence[int],
     workers: int,
     everywhere: bool = False,
+    order: Sequence[int] | None = None,
 ) -> Plan:
     """Return the tasks of placed units.
 
@@ -76,8 +77,12 @@ def lower(
         Number of workers.
     everywhere
         Give every worker all of every result, but terms of sums, whether it needs it or not.
+    order
+        Position of every stage in the order in which tasks are taken up; that of the program by
+        default.
     """
-    return _Lowering(program, workers, everywhere).run(units, owners)
+    position = range(len(program.stages)) if order is None else order
+    return _Lowering(program, workers, everywhere, position).run(units, owners)
 
 
 class _Builder:
@@ -98,19 +103,27 @@ class _Builder:
 
 
 class _Lowering:
-    def __init__(self, program: Program, workers: int, everywhere: bool) -> None:
-        self.program, self.workers = program, workers
+    def __init__(
+        self, program: Program, workers: int, everywhere: bool, order: Sequence[int]
+    ) -> None:
+        self.program, self.workers, self.order = program, workers, order
         self.everywhere = everywhere and workers > 1
         self.tasks: list[Task] = []
         self.values: defaultdict[int, _Value] = defaultdict(_Value)
         self.sent: dict[tuple[int, int], list[Piece]] = {}  # (node, worker): inputs there
         self.joined: dict[tuple[int, int], Piece] = {}
+        self.users: Counter[tuple[int, int]] = Counter()  # units that need a node whole on a worker
         self.picked: dict[tuple[Piece, Rows | None], Piece] = {}
 
     def run(self, units: Sequence[Unit], owners: Sequence[int]) -> Plan:
         placed: defaultdict[int, list[tuple[Unit, int]]] = defaultdict(list)
         for unit, owner in zip(units, owners, strict=True):
             placed[unit.stage].append((unit, owner))
+        for index, there in placed.items():
+            whole = needed_whole(self.program, self.program.stages[index])
+            for node, is_whole in whole.items():
+                if is_whole:
+                    self.users.update((node, owner) for _, owner in there)
         for index in sorted(placed):
             stage = self.program.stages[index]
             self.lower_stage(stage, placed[index])
@@ -172,12 +185,11 @@ class _Lowering:
         whole = needed_whole(self.program, stage)
         plain_total = self.is_plain_total(stage)
         for j in whole:
-            self.complete(j, None if plain_total else stage, len(units))
+            self.complete(j, None if plain_total else stage, units)
         if plain_total:
             for unit, owner in units:
                 self.lower_total(stage, unit, owner)
             return
-        owners = Counter(owner for _, owner in units)
         hulls: dict[int, Rows] = {}  # worker -> rows that its units need of what is not whole
         for unit, w in units:
             if unit.rows is not None:
@@ -193,8 +205,8 @@ class _Lowering:
                     continue
                 rows = None if is_whole or unit.rows is None else unit.rows
                 hull = None if rows is None else hulls[w]
-                builder.add(j, self.fetch(j, rows, hull, w, stage, owners[w]))
-            rank = float(stage.index) + position / len(units)
+                builder.add(j, self.fetch(j, rows, hull, w, stage))
+            rank = float(self.order[stage.index]) + position / len(units)
             index = self.emit(
                 "stage", stage.index, unit.rows, builder, results, w, rank, unit.seconds
             )
@@ -207,12 +219,11 @@ class _Lowering:
                 value.add(piece, w if unit.is_copy else None)
 
     def fetch(
-        self, node: int, rows: Rows | None, hull: Rows | None, w: int, stage: Stage, users: int
+        self, node: int, rows: Rows | None, hull: Rows | None, w: int, stage: Stage
     ) -> list[tuple[Piece, Rows | None]]:
         """Return the pieces that make rows of a value on worker w, and what to take of each.
 
-        `hull` are the rows that the units of the stage on this worker need together; `users` is how
-        many there are.
+        `hull` are the rows that the units of the stage on this worker need together.
         """
         count = self.leading(node)
         if isinstance(self.program.nodes[node].op, Input):
@@ -221,7 +232,7 @@ class _Lowering:
         if self.everywhere and (node, w) in self.joined:
             return [(self.joined[node, w], _inside(rows, None, count))]
         pieces = self.values[node].on(w)
-        if rows is None and len(pieces) > 1 and (users > 1 or (node, w) in self.joined):
+        if rows is None and len(pieces) > 1 and self.users[node, w] > 1:
             return [(self.join(node, w, stage), None)]
         out = []
         for piece in pieces:
@@ -286,14 +297,19 @@ class _Lowering:
             ]
             if value.copies or (users and all(self.is_plain_total(s) for s in users)):
                 continue
-            self.complete(node, None, 0)
+            self.complete(node, None)
             for w in range(self.workers):
                 self.join(node, w, stage)
 
     # -- sums --------------------------------------------------------------------------------
 
-    def complete(self, node: int, stage: Stage | None, units: int) -> None:
-        """Add the partial sums of a value, where it has several and more than one task needs it."""
+    def complete(
+        self, node: int, stage: Stage | None, units: Sequence[tuple[Unit, int]] = ()
+    ) -> None:
+        """Add the partial sums of a value, where it has several and more than one task needs it.
+
+        Not for copies of a stage: each takes all of them, which saves waiting for the sum.
+        """
         value = self.values[node]
         if not value.is_partial or len(value.pieces) < 2:
             return
@@ -303,7 +319,8 @@ class _Lowering:
             by_owner[self.owner(piece)].append(piece)
         terms = [self.added(node, pieces, w, source) for w, pieces in by_owner.items()]
         consumers = {self.program.nodes[c].stage for c in self.program.consumers[node]}
-        if len(terms) > 1 and not (stage is not None and units == 1 and len(consumers) == 1):
+        taken_apart = len(units) == 1 or all(unit.is_copy for unit, _ in units)
+        if len(terms) > 1 and not (stage is not None and taken_apart and len(consumers) == 1):
             w = max(by_owner, key=lambda v: (len(by_owner[v]), -v))
             terms = [self.added(node, terms, w, source)]
         value.pieces, value.is_partial = terms, len(terms) > 1
@@ -357,24 +374,31 @@ class _Lowering:
                 if partial is not None:
                     chain.add(total, [(partial, None)])
                 for j in taken:
-                    chain.add(j, self.fetch(j, unit.rows, unit.rows, v, stage, 1))
+                    chain.add(j, self.fetch(j, unit.rows, unit.rows, v, stage))
                 index = self.emit("sum", stage.index, unit.rows, chain, [total], v)
                 partial = Piece(index, None, unit.rows)
             if partial is not None:
                 builder.add(total, [(partial, None)])
             for j in rest:
-                builder.add(j, self.fetch(j, unit.rows, unit.rows, w, stage, 1))
+                builder.add(j, self.fetch(j, unit.rows, unit.rows, w, stage))
         for j in scattered:
-            builder.add(j, self.fetch(j, unit.rows, unit.rows, w, stage, 1))
+            builder.add(j, self.fetch(j, unit.rows, unit.rows, w, stage))
         index = self.emit(
-            "sum", stage.index, unit.rows, builder, [total], w, float(stage.index), unit.seconds
+            "sum",
+            stage.index,
+            unit.rows,
+            builder,
+            [total],
+            w,
+            float(self.order[stage.index]),
+            unit.seconds,
         )
         self.values[total].add(Piece(index, None, unit.rows), w if unit.is_copy else None)
 
     # -- outputs -----------------------------------------------------------------------------
 
     def output(self, node: int) -> tuple[int, ...]:
-        self.complete(node, None, 0)
+        self.complete(node, None)
         out = []
         for piece in self.values[node].pieces:
             # Seen from the caller every worker is another one: of several results pick this one.

@@ -7,8 +7,9 @@ from math import prod
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, split
+from aegis_dask.placement.fuse import fuse
 from aegis_dask.placement.lowering import lower
-from aegis_dask.placement.strategy import Strategy, contiguous
+from aegis_dask.placement.strategy import BANDWIDTH, HOP_SECONDS, Strategy, contiguous, stage_order
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
 
@@ -24,6 +25,9 @@ def make_plan(
     least_seconds: float = LEAST_SECONDS,
     replicated: Collection[int] = (),
     everywhere: bool = False,
+    reorder: bool = True,
+    bandwidth: float = BANDWIDTH,
+    hop_seconds: float = HOP_SECONDS,
 ) -> Plan:
     """Return the tasks of a program.
 
@@ -45,6 +49,10 @@ def make_plan(
         Stages that every worker computes for itself (see `cut.split`).
     everywhere
         Give every worker all results (see `lowering.lower`).
+    reorder
+        Begin with what others wait for (`strategy.stage_order`), else in the order of the program.
+    bandwidth, hop_seconds
+        Of the links, for that order.
 
     Raises
     ------
@@ -61,4 +69,7 @@ def make_plan(
             f"{min(owners, default=0)} to {max(owners, default=0)}; it must give one of 0 to "
             f"{workers - 1} for each"
         )
-    return lower(program, units, owners, workers, everywhere)
+    order = None
+    if reorder:
+        order = stage_order(program, units, workers, node_bytes, bandwidth, hop_seconds)
+    return fuse(lower(program, units, owners, workers, everywhere, order))

@@ -22,10 +22,10 @@ from aegis_dask.placement.plan import make_plan
 from aegis_dask.placement.simulate import Simulation, simulate
 from aegis_dask.placement.strategy import Contiguous
 from aegis_dask.placement.tasks import Plan
-from aegis_dask.program.graph import Program
+from aegis_dask.program.graph import Program, Stage
 from aegis_dask.program.interpreter import needed_whole
 
-FINER = (1.0, 0.4, 0.2, 0.1)
+FINER = (1.0, 0.4, 0.2, 0.1, 0.02)
 """Shares of `LEAST_SECONDS` that are tried."""
 
 
@@ -64,12 +64,15 @@ def plain(
     small: faster devices get larger tasks.
     """
     speed = machine.device.speed
+    bandwidth, hop = machine.inside.bytes_per_second / speed, machine.hop_seconds * speed
     return make_plan(
         program,
         devices,
         stage_work,
         node_bytes=node_bytes,
-        place=Contiguous(machine.inside.bytes_per_second / speed, machine.hop_seconds * speed),
+        place=Contiguous(bandwidth, hop),
+        bandwidth=bandwidth,
+        hop_seconds=hop,
         target_seconds=TARGET_SECONDS * speed,
         least_seconds=least_seconds * speed,
         replicated=replicated,
@@ -118,9 +121,11 @@ def _price(found: Found) -> tuple[float, int]:
 
 
 def candidates(program: Program) -> list[frozenset[int]]:
-    """Return sets of stages to replicate: those that others need whole, alike in all layers.
+    """Return sets of stages to replicate, alike in all layers.
 
-    Stages with sums over their leading axis are none.
+    Those that others need whole, each kind for itself; and chains of such with a single ciphertext
+    as their result: replicated together they need no exchange between them. Stages with sums over
+    their leading axis are none.
     """
     needed = {
         program.nodes[j].stage
@@ -129,8 +134,28 @@ def candidates(program: Program) -> list[frozenset[int]]:
         if whole
     }
     alike: defaultdict[str, set[int]] = defaultdict(set)
+    chains: defaultdict[str, set[int]] = defaultdict(set)
+    chain: list[Stage] = []
+
+    def end() -> None:
+        if len(chain) > 1:
+            name = re.sub(r"\d+", "#", "+".join(s.name for s in chain))
+            chains[name].update(s.index for s in chain)
+        chain.clear()
+
     for index in sorted(needed):
         stage = program.stages[index]
-        if can_be_replicated(program, stage) and not is_input(program, stage):
-            alike[re.sub(r"\d+", "#", stage.name)].add(index)
-    return [frozenset(stages) for stages in alike.values()]
+        if not can_be_replicated(program, stage) or is_input(program, stage):
+            end()
+            continue
+        alike[re.sub(r"\d+", "#", stage.name)].add(index)
+        if all(program.nodes[i].shape == () for i in program.results(stage)):
+            if chain and chain[-1].index not in {
+                program.nodes[j].stage for j in program.arguments(stage)
+            }:
+                end()
+            chain.append(stage)
+        else:
+            end()
+    end()
+    return [frozenset(stages) for stages in (*chains.values(), *alike.values())]

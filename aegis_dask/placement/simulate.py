@@ -102,7 +102,8 @@ class _Simulator:
     def __init__(
         self, program: Program, plan: Plan, node_bytes: Sequence[int], machine: Machine
     ) -> None:
-        self.plan, self.machine = plan, machine
+        self.program, self.plan, self.machine = program, plan, machine
+        self.node_bytes = node_bytes
         self.tasks = plan.tasks
         self.bytes = [result_bytes(program, t, node_bytes) for t in self.tasks]
         self.consumers: list[list[int]] = [[] for _ in self.tasks]
@@ -159,7 +160,12 @@ class _Simulator:
             self.machine,
             self.plan.workers,
             max(ends, default=0.0),
-            sum(self.seconds(t.index) for t in self.tasks if t.kind in ("stage", "round")),
+            sum(
+                p.task.seconds / self.machine.device.speed
+                for t in self.tasks
+                for p in t.steps
+                if p.task.kind in ("stage", "round")
+            ),
             tuple(self.busy),
             tuple(self.exposed),
             tuple(self.received),
@@ -173,6 +179,13 @@ class _Simulator:
 
     def seconds(self, index: int) -> float:
         task, device = self.tasks[index], self.machine.device
+        if task.parts:
+            moved = sum(
+                2 * result_bytes(self.program, p.task, self.node_bytes)
+                for p in task.parts
+                if p.task.kind != "stage" and not p.task.seconds
+            )
+            return task.seconds / device.speed + moved / device.bytes_per_second
         if task.kind == "stage" or task.seconds:
             return task.seconds / device.speed
         if task.kind in ("input", "pick"):

@@ -70,6 +70,9 @@ class Task:
         Positions of the limbs of an input that it takes, or None for all.
     payload
         Bytes that it gives, or None where they are those of its results.
+    parts
+        What it does, one after the other, if it is several tasks (see `placement.fuse`): kind,
+        stage, rows, arguments and results are those of the last.
     """
 
     index: int
@@ -85,6 +88,29 @@ class Task:
     round: int = -1
     limbs: tuple[int, ...] | None = None
     payload: int | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Part, ...]:
+        """What it does, one after the other."""
+        return self.parts or (Part(self, tuple(range(len(self.sources)))),)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several things that a task does.
+
+    Attributes
+    ----------
+    task
+        As if it were alone.
+    takes
+        Where each of its sources is among those of the whole task; -1 for what the part before
+        gives.
+    """
+
+    task: Task
+    takes: tuple[int, ...]
 
 
 @dataclass(frozen=True)

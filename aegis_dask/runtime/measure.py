@@ -19,6 +19,8 @@ class Record:
     ----------
     task
         Index of the task.
+    stage, kind
+        What it did; a task that does several things has a record of each.
     start, stop
         Unix time by the clock of the worker.
     operations
@@ -28,6 +30,8 @@ class Record:
     """
 
     task: int
+    stage: int = 0
+    kind: str = "stage"
     start: float = 0.0
     stop: float = 0.0
     operations: dict[str, tuple[int, float]] = field(default_factory=dict)

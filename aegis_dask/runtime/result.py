@@ -169,7 +169,7 @@ def make_result(
         WorkerSummary(
             address,
             name,
-            len(reports[address].records),
+            len({r.task for r in reports[address].records}),
             sum(r.seconds for r in reports[address].records),
             reports[address].peak_memory,
         )
@@ -181,7 +181,7 @@ def make_result(
         operations=sum_operations(reports),
         stages=sum_stages(program, timeline),
         transfers=transfers,
-        tasks=len(timeline),
+        tasks=len({span.task for span in timeline}),
         scheduling=measure_scheduling(tasks, timeline, len(addresses), seconds),
         workers=workers,
         timeline=timeline,
@@ -203,8 +203,8 @@ def make_timeline(
         Span(
             number[address],
             r.task,
-            program.stages[tasks[r.task].stage].name,
-            tasks[r.task].kind,
+            program.stages[r.stage].name,
+            r.kind,
             r.start - begin,
             r.stop - begin,
         )

@@ -248,9 +248,10 @@ class Session:
 
     # -- trouble -----------------------------------------------------------------------------
 
-    def describe(self, index: int) -> str:
-        """Return layer, operator and number of a task in words."""
+    def describe(self, index: int, at: int | None = None) -> str:
+        """Return layer, operator and number of a task in words; one stage of several if given."""
         task = self.tasks[index]
+        task = next((p.task for p in task.parts if p.task.stage == at), task)
         stage = self.program.stages[task.stage]
         ops = ", ".join(dict.fromkeys(self.program.nodes[i].op.name for i in stage.nodes))
         layer, _, rest = stage.name.partition("/")
@@ -273,7 +274,7 @@ class Session:
         if isinstance(error, TaskError):
             cause = error.error
             failure = ClusterError(
-                f"{self.describe(error.index)} failed on {error.worker}: {cause}"
+                f"{self.describe(error.index, error.stage)} failed on {error.worker}: {cause}"
             )
             failure.add_note(error.trace)
             for note in getattr(cause, "__notes__", ()):

@@ -37,11 +37,17 @@ _threads = threading.local()
 
 
 class TaskError(ClusterError):
-    """A task raised an exception: its index, the worker, the exception and its traceback."""
+    """A task raised an exception: its index, the worker, the exception and its traceback.
 
-    def __init__(self, index: int, worker: str, error: BaseException, trace: str) -> None:
-        super().__init__(index, worker, error, trace)
+    With it the stage, where a task is for several.
+    """
+
+    def __init__(
+        self, index: int, worker: str, error: BaseException, trace: str, stage: int | None = None
+    ) -> None:
+        super().__init__(index, worker, error, trace, stage)
         self.index, self.worker, self.error, self.trace = index, worker, error, trace
+        self.stage = stage
 
     def __str__(self) -> str:
         return f"task {self.index} failed on {self.worker}: {self.error!r}"
@@ -97,6 +103,8 @@ class RunState:
         Whether tasks that have not begun are to fail.
     active
         Tasks that run, or wait for the lock.
+    failed
+        Task -> stage in which it raised.
     """
 
     spec: RunSpec
@@ -106,6 +114,7 @@ class RunState:
     report: WorkerReport = field(default_factory=WorkerReport)
     is_cancelled: bool = False
     active: list[int] = field(default_factory=list)
+    failed: dict[int, int] = field(default_factory=dict)
     _interpreter: Any = None
     _load: Load | None = None
     _shard: Shard | None = None
@@ -124,7 +133,8 @@ class RunState:
                 return self._run(index, inputs, worker)
         except Exception as error:
             trace = traceback.format_exc()
-            raise TaskError(index, worker.address, _picklable(error), trace) from None
+            stage = self.failed.get(index)
+            raise TaskError(index, worker.address, _picklable(error), trace, stage) from None
         finally:
             self.active.remove(index)
 
@@ -153,15 +163,24 @@ class RunState:
     def _measured(self, task: Task, inputs: Sequence[Any], worker: Any) -> Any:
         if self._interpreter is None:
             self._interpreter = self.context.interpreter(self.spec.interpreter)
-        e = Timed(self._interpreter)
-        record = Record(task.index, start=now())
-        out = self._compute(task, e, inputs)
-        if self.context.params is not None:
-            self.context.params.ring.synchronize()  # a result that is sent is there
-        record.stop = now()
-        record.operations, record.payload = e.operations, payload_bytes(out)
-        self.report.records.append(record)
-        done = {"run": self.spec.run, "task": task.index, "seconds": record.seconds}
+        out: Any = None
+        seconds = 0.0
+        for part in task.steps:
+            given = [out if i < 0 else inputs[i] for i in part.takes]
+            e = Timed(self._interpreter)
+            record = Record(task.index, part.task.stage, part.task.kind, start=now())
+            try:
+                out = self._compute(part.task, e, given)
+            except Exception:
+                self.failed[task.index] = part.task.stage
+                raise
+            if self.context.params is not None:
+                self.context.params.ring.synchronize()  # a result that is sent is there
+            record.stop = now()
+            record.operations, record.payload = e.operations, payload_bytes(out)
+            self.report.records.append(record)
+            seconds += record.seconds
+        done = {"run": self.spec.run, "task": task.index, "seconds": seconds}
         worker.log_event(TOPIC, done)
         return out
 

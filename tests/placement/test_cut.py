@@ -204,7 +204,10 @@ def test_sources_come_first_and_every_rank_follows_its_sources() -> None:
         plan = plan_of(PROGRAM, workers, 1.0)
         for t in plan.tasks:
             assert all(i < t.index and plan.tasks[i].rank <= t.rank for i in t.sources)
-            assert all(0 <= take.source < len(t.sources) for a in t.arguments for take in a.takes)
+            for part in t.steps:
+                takes = [take for a in part.task.arguments for take in a.takes]
+                assert all(0 <= take.source < len(part.takes) for take in takes)
+                assert all(-1 <= i < len(t.sources) for i in part.takes)
 
 
 def test_wrong_arguments_are_refused() -> None:
