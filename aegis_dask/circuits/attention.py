@@ -196,8 +196,10 @@ def self_attention(
                     e = encrypted_exponential(t, exponential, inverse.t0 - 1).flatten()
                     numerators.append(e.contract(v).relinearise().rotate(step))
                     denominators.append(e.sum().rotate(step))
+            with c.stage("denominator-sum"):
+                denominator = total(denominators)
             with c.stage("denominator"):
-                denominator = together(total(denominators), turn, steps.lanes)
+                denominator = together(denominator, turn, steps.lanes)
                 if steps.lanes > 1:
                     # Other blocks hold sums of some lanes, out of the range of the inverse.
                     mask = first_lane(steps, packing)

@@ -93,9 +93,15 @@ class TokenMatrix:
             return self._with(self.tensor + other.tensor)
 
     def rotated(self, babies: int, name: str = "rotate") -> EncryptedTensor:
-        """Return the rotations that linear layers take (`linear.rotated_inputs`)."""
-        with self.capture.stage(name, over=self.layout.shape[0]):
-            return linear.rotated_inputs(self.tensor, babies)
+        """Return the rotations that linear layers take (`linear.rotated_inputs`).
+
+        In two stages: workers can send pairs, half as many ciphertexts, and rotate them themselves.
+        """
+        over = self.layout.shape[0]
+        with self.capture.stage(name.replace("rotate", "pair"), over=over):
+            pairs = self.tensor.pair()
+        with self.capture.stage(name, over=over):
+            return pairs.rotations(range(babies))
 
 
 def block_sum(x: EncryptedTensor, blocks: int) -> EncryptedTensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +11,14 @@ import typer
 
 from aegis_dask.cli import options as o
 from aegis_dask.cli.setup import check_writable
-from aegis_dask.errors import ModelError, TextError
+from aegis_dask.errors import ClusterError, ModelError, ProgramError, TextError
 
 if TYPE_CHECKING:
     from aegis_dask.models.calibration import Calibration
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.models.graphs import Graph
     from aegis_dask.program.refresh import Placement
+    from aegis_dask.service.comparison import Comparison
     from aegis_dask.service.job import Job
     from aegis_dask.service.plan import Estimate
     from aegis_dask.service.scaling import Scaled
@@ -77,6 +79,22 @@ def plan(
             "takes from elsewhere (.graphml), or every operand too (.json).",
         ),
     ] = None,
+    against: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Compare what limb-parallel and replicating systems would send with our plans, on "
+            "that many devices.",
+        ),
+    ] = False,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="STAGE",
+            help="Say where stages of that name are put, and why: attention/key-steps, norm1, ..",
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Count what a graph would take: operations, levels, bootstraps, keys, memory, time."""
@@ -86,6 +104,8 @@ def plan(
     from aegis_dask.service.summary import describe_job
     from aegis_dask.terminal import Terminal
 
+    if (against or operator is not None) and (devices or 1) < 2:
+        raise ClusterError("--compare and --explain are for several devices; give --devices 4")
     terminal = Terminal(as_json)
     from aegis_dask.placement.devices import load_machine
 
@@ -112,6 +132,9 @@ def plan(
     with terminal.step("Choosing parameters and counting"):
         job = make_job(bert, ranges, loaded, tokens, scale_bits=scale_bits, allow_insecure=insecure)
         counted = estimate(job)
+    if operator is not None and not any(operator in s.name for s in job.program.stages):
+        names = sorted({re.sub(r"-?\d+$", "", s.name) for s in job.program.stages})
+        raise ProgramError(f"no stage has {operator!r} in its name; there are {', '.join(names)}")
     assert job.params is not None
     terminal.warn_if_insecure(job.params)
     compared: dict[str, Placement | None] = {}
@@ -134,6 +157,23 @@ def plan(
             counts = [1 << k for k in range(devices.bit_length()) if 1 << k <= devices]
             scaled = scale(job, kind, [*counts, devices])
         _show_scaling(terminal, scaled)
+    comparisons: list[Comparison] = []
+    if against:
+        from aegis_dask.service.comparison import compare as compare_strategies
+        from aegis_dask.service.comparison import schemes
+
+        with terminal.step("Comparing strategies"):
+            for scheme in schemes(job.analysis):
+                comparisons.append(compare_strategies(job, kind, devices or 1, scheme))
+        _show_comparisons(terminal, comparisons)
+    reasons: Sequence[str] = ()
+    if operator is not None:
+        from aegis_dask.service.comparison import explain
+
+        reasons = explain(job, kind, devices or 1, operator)
+        terminal.say("")
+        for line in reasons:
+            terminal.say(line)
     terminal.json(
         {
             **describe_job(job, tokens),
@@ -143,6 +183,8 @@ def plan(
             "plot": None if plot is None else str(plot),
             "machine": kind.to_dict() if scaled else None,
             "scaling": [s.to_dict() for s in scaled],
+            "comparisons": [c.to_dict() for c in comparisons],
+            "reasons": list(reasons),
         }
     )
 
@@ -277,6 +319,32 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
         "a device: results, all evaluation keys and all weights on it at the same time; waiting "
         "for data: of the device that waits the longest."
     )
+
+
+def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> None:
+    from rich.text import Text
+
+    from aegis_dask.placement.traffic import format_bytes
+    from aegis_dask.service.comparison import ATTENTION, FORWARD
+    from aegis_dask.terminal import table_of
+
+    for c in comparisons:
+        terminal.say("")
+        terminal.say(f"Strategies on {c.devices} devices, {c.scheme}: bytes between devices.")
+        table = table_of("strategy", ATTENTION, FORWARD, "both", "s")
+        for s in c.strategies:
+            cells = [format_bytes(s.sent[ATTENTION]), format_bytes(s.sent[FORWARD])]
+            seconds = f"{'' if s.is_ours or 'limb' not in s.name else '> '}{s.seconds:.3g}"
+            style = "bold" if s.is_ours else ""
+            table.add_row(Text(s.name), *cells, format_bytes(s.total), seconds, style=style)
+        terminal.show(table)
+        own = min((s for s in c.strategies if s.is_ours), key=lambda s: s.total)
+        saved = {part: c.saved(part, own.name) for part in (ATTENTION, FORWARD)}
+        terminal.say(
+            f"{own.name} sends {saved[ATTENTION]:.1%} less for attention and {saved[FORWARD]:.1%} "
+            f"less for feed-forward than the strongest of the others ("
+            f"{c.strongest(ATTENTION).name}; {c.strongest(FORWARD).name})."
+        )
 
 
 def _show_refreshes(

@@ -13,7 +13,6 @@ from math import ceil
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.graph import Program, Stage
-from aegis_dask.program.interpreter import needed_whole
 from aegis_dask.program.operations import Input
 
 TARGET_SECONDS = 0.5
@@ -126,7 +125,7 @@ def split(
         if stage.over is not None and stage.over > 1:
             spread = any(
                 blocks_of.get(program.nodes[j].stage, 1) > 1
-                for j, whole in needed_whole(program, stage).items()
+                for j, whole in program.needed_whole(stage).items()
                 if not whole
             )
             worth = workers if spread else int(work / max(least_seconds, 1e-9))

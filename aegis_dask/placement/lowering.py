@@ -24,7 +24,6 @@ from dataclasses import dataclass, field, replace
 from aegis_dask.placement.cut import Rows, Unit
 from aegis_dask.placement.tasks import Argument, Kind, Piece, Plan, Take, Task
 from aegis_dask.program.graph import Program, Stage
-from aegis_dask.program.interpreter import needed_whole
 from aegis_dask.program.operations import Input, Total
 
 FAN_IN = 8
@@ -120,7 +119,7 @@ class _Lowering:
         for unit, owner in zip(units, owners, strict=True):
             placed[unit.stage].append((unit, owner))
         for index, there in placed.items():
-            whole = needed_whole(self.program, self.program.stages[index])
+            whole = self.program.needed_whole(self.program.stages[index])
             for node, is_whole in whole.items():
                 if is_whole:
                     self.users.update((node, owner) for _, owner in there)
@@ -182,7 +181,7 @@ class _Lowering:
 
     def lower_stage(self, stage: Stage, units: list[tuple[Unit, int]]) -> None:
         results = self.program.results(stage)
-        whole = needed_whole(self.program, stage)
+        whole = self.program.needed_whole(stage)
         plain_total = self.is_plain_total(stage)
         for j in whole:
             self.complete(j, None if plain_total else stage, units)

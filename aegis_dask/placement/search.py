@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, can_be_replicated, is_input
@@ -23,7 +23,7 @@ from aegis_dask.placement.simulate import Simulation, simulate
 from aegis_dask.placement.strategy import Contiguous
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program, Stage
-from aegis_dask.program.interpreter import needed_whole
+from aegis_dask.program.operations import Lower, Operation, Pair, Rotations
 
 FINER = (1.0, 0.4, 0.2, 0.1, 0.02)
 """Shares of `LEAST_SECONDS` that are tried."""
@@ -85,8 +85,11 @@ def search(
     stage_work: Sequence[float],
     node_bytes: Sequence[int],
     machine: Machine,
+    within_seconds: float | None = None,
 ) -> Found:
     """Return the plan that is simulated to end first; of equal ones, that which sends least.
+
+    With a time, the plan that sends least of those that end within it.
 
     Parameters
     ----------
@@ -96,7 +99,13 @@ def search(
         Seconds of every stage on a device of speed 1.
     node_bytes
         Size of every node's value.
+    within_seconds
+        Time that is enough.
     """
+
+    def price(found: Found) -> tuple[float, float]:
+        seconds, sent = found.simulation.makespan, float(sum(found.simulation.received))
+        return seconds if within_seconds is None else max(seconds, within_seconds), sent
 
     def attempt(least: float, replicated: frozenset[int]) -> Found:
         plan = plain(program, devices, stage_work, node_bytes, machine, least, replicated)
@@ -104,20 +113,24 @@ def search(
         return Found(plan, simulation, least, replicated)
 
     nothing: frozenset[int] = frozenset()
-    best = min((attempt(LEAST_SECONDS * f, nothing) for f in FINER), key=_price)
+    best = min((attempt(LEAST_SECONDS * f, nothing) for f in FINER), key=price)
     if devices > 1:
-        for stages in candidates(program):
-            found = attempt(best.least_seconds, best.replicated | stages)
-            best = min(best, found, key=_price)
+        best = min(best, attempt(best.least_seconds, rotating(program)), key=price)
+        tried: set[frozenset[int]] = set()
+        wanted = candidates(program)
+        while wanted:
+            if within_seconds is not None:  # the time there is goes to what is sent most
+                wanted.sort(key=lambda s: -_bytes_of(program, s, node_bytes))
+            for stages in wanted:
+                found = attempt(best.least_seconds, best.replicated | stages)
+                best = min(best, found, key=price)
+            tried.update(wanted)
+            # What replicated stages take is then needed whole, and may be replicated too.
+            wanted = [s for s in feeding(program, best.replicated) if s not in tried]
         # With less to send it may pay to cut finer, or coarser, than before.
-        best = min(
-            (best, *(attempt(LEAST_SECONDS * f, best.replicated) for f in FINER)), key=_price
-        )
+        rest = (LEAST_SECONDS * f for f in FINER)
+        best = min((best, *(attempt(least, best.replicated) for least in rest)), key=price)
     return best
-
-
-def _price(found: Found) -> tuple[float, int]:
-    return found.simulation.makespan, sum(found.simulation.received)
 
 
 def candidates(program: Program) -> list[frozenset[int]]:
@@ -130,12 +143,12 @@ def candidates(program: Program) -> list[frozenset[int]]:
     needed = {
         program.nodes[j].stage
         for stage in program.stages
-        for j, whole in needed_whole(program, stage).items()
+        for j, whole in program.needed_whole(stage).items()
         if whole
     }
-    alike: defaultdict[str, set[int]] = defaultdict(set)
     chains: defaultdict[str, set[int]] = defaultdict(set)
     chain: list[Stage] = []
+    alone: list[int] = []
 
     def end() -> None:
         if len(chain) > 1:
@@ -145,10 +158,10 @@ def candidates(program: Program) -> list[frozenset[int]]:
 
     for index in sorted(needed):
         stage = program.stages[index]
-        if not can_be_replicated(program, stage) or is_input(program, stage):
+        if not _can(program, index):
             end()
             continue
-        alike[re.sub(r"\d+", "#", stage.name)].add(index)
+        alone.append(index)
         if all(program.nodes[i].shape == () for i in program.results(stage)):
             if chain and chain[-1].index not in {
                 program.nodes[j].stage for j in program.arguments(stage)
@@ -158,4 +171,47 @@ def candidates(program: Program) -> list[frozenset[int]]:
         else:
             end()
     end()
-    return [frozenset(stages) for stages in (*chains.values(), *alike.values())]
+    return [*(frozenset(stages) for stages in chains.values()), *_alike(program, alone)]
+
+
+def _bytes_of(program: Program, stages: Collection[int], node_bytes: Sequence[int]) -> int:
+    return sum(node_bytes[i] for s in stages for i in program.results(program.stages[s]))
+
+
+def rotating(program: Program, or_pairing: bool = False) -> frozenset[int]:
+    """Return the stages that do nothing but rotate: what they take is a fraction of the result.
+
+    With `or_pairing` those too that only put two ciphertexts into one.
+    """
+
+    def only(s: Stage, *kinds: type[Operation]) -> bool:
+        return all(isinstance(program.nodes[i].op, kinds) for i in s.nodes)
+
+    return frozenset(
+        s.index
+        for s in program.stages
+        if s.nodes
+        and can_be_replicated(program, s)
+        and (only(s, Rotations, Pair, Lower) and (or_pairing or not only(s, Pair, Lower)))
+    )
+
+
+def feeding(program: Program, replicated: Collection[int]) -> list[frozenset[int]]:
+    """Return sets of stages that replicated ones take something from, alike in all layers."""
+    sources = {
+        program.nodes[j].stage for i in replicated for j in program.arguments(program.stages[i])
+    }
+    return _alike(program, [i for i in sorted(sources - set(replicated)) if _can(program, i)])
+
+
+def _can(program: Program, index: int) -> bool:
+    stage = program.stages[index]
+    return can_be_replicated(program, stage) and not is_input(program, stage)
+
+
+def _alike(program: Program, stages: Sequence[int]) -> list[frozenset[int]]:
+    """Return the stages in sets of equal names but for numbers."""
+    out: defaultdict[str, set[int]] = defaultdict(set)
+    for index in stages:
+        out[re.sub(r"\d+", "#", program.stages[index].name)].add(index)
+    return [frozenset(found) for found in out.values()]

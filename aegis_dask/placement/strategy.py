@@ -8,7 +8,6 @@ from typing import Protocol
 
 from aegis_dask.placement.cut import Unit
 from aegis_dask.program.graph import Program
-from aegis_dask.program.interpreter import needed_whole
 
 BANDWIDTH = 1.5e9
 """Bytes per second between two workers, for estimates."""
@@ -70,7 +69,7 @@ class Contiguous:
         held: dict[int, list[float]] = {}  # stage -> share of its rows on each worker
         for unit in units:
             stage = program.stages[unit.stage]
-            needed = needed_whole(program, stage)
+            needed = program.needed_whole(stage)
 
             def start(w: int, unit: Unit = unit, needed: dict[int, bool] = needed) -> float:
                 time = free[w]
@@ -133,7 +132,7 @@ def stage_order(
     for stage in reversed(program.stages):
         n = stage.index
         way[n] = seconds[n] / shares[n] + after[n]
-        for j, whole in needed_whole(program, stage).items():
+        for j, whole in program.needed_whole(stage).items():
             source = program.nodes[j].stage
             moved = node_bytes[j] * (1 - 1 / shares[source]) / bandwidth if whole else 0.0
             after[source] = max(after[source], way[n] + hop_seconds + moved)

@@ -105,12 +105,41 @@ class Program:
 
     def results(self, stage: Stage) -> list[int]:
         """Return the nodes of a stage whose values other stages, or the caller, use."""
+        return self._results[stage.index]
+
+    @cached_property
+    def _results(self) -> list[list[int]]:
         final = set(self.outputs.values())
         return [
-            i
-            for i in stage.nodes
-            if i in final or any(self.nodes[c].stage != stage.index for c in self.consumers[i])
+            [
+                i
+                for i in stage.nodes
+                if i in final or any(self.nodes[c].stage != stage.index for c in self.consumers[i])
+            ]
+            for stage in self.stages
         ]
+
+    def needed_whole(self, stage: Stage) -> dict[int, bool]:
+        """Return the arguments of a stage, and whether each part of the stage needs them whole.
+
+        The others have the leading axis of the stage: a part needs its rows of them only.
+        """
+        return self._needed_whole[stage.index]
+
+    @cached_property
+    def _needed_whole(self) -> list[dict[int, bool]]:
+        out: list[dict[int, bool]] = []
+        for stage in self.stages:
+            found: dict[int, bool] = {}
+            for i in stage.nodes:
+                node = self.nodes[i]
+                for k, j in enumerate(node.inputs):
+                    value = self.nodes[j]
+                    if value.stage != stage.index:
+                        whole = stage.over is None or k in node.op.whole or value.shape == ()
+                        found[j] = found.get(j, False) or whole
+            out.append(found)
+        return out
 
     def arguments(self, stage: Stage) -> list[int]:
         """Return the nodes outside a stage whose values it uses, in order of first use."""

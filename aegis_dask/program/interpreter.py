@@ -28,22 +28,6 @@ class Interpreter(Protocol):
     def __getattr__(self, name: str) -> Any: ...
 
 
-def needed_whole(program: Program, stage: Stage) -> dict[int, bool]:
-    """Return the arguments of a stage, and whether each part of the stage needs them whole.
-
-    The others have the leading axis of the stage: a part needs its rows of them only.
-    """
-    out: dict[int, bool] = {}
-    for i in stage.nodes:
-        node = program.nodes[i]
-        for k, j in enumerate(node.inputs):
-            value = program.nodes[j]
-            if value.stage != stage.index:
-                whole = stage.over is None or k in node.op.whole or value.shape == ()
-                out[j] = out.get(j, False) or whole
-    return out
-
-
 def run_stage(
     program: Program,
     stage: Stage,
@@ -63,7 +47,7 @@ def run_stage(
     store
         Weights by name.
     arguments
-        Values by node: whole where `needed_whole` says so, else the rows.
+        Values by node: whole where `Program.needed_whole` says so, else the rows.
     rows
         Range of a split stage; all of it by default.
 
@@ -85,7 +69,7 @@ def run_stage(
         )
     if rows == (0, stage.over):
         rows = None
-    whole = needed_whole(program, stage)
+    whole = program.needed_whole(stage)
     local: dict[int, Any] = {}
     for i in stage.nodes:
         node = program.nodes[i]

@@ -20,7 +20,7 @@ from aegis_dask.service.local import Outcome
 OPERATORS = (
     (r".*-refresh", "bootstrapping"),
     (r"(.*/)?(mean-sum|mean|centre)", "LayerNorm: centring"),
-    (r"attention-rotate|(.*/)?(inner-)?rotate", "rotations before linear layers"),
+    (r"attention-(rotate|pair)|(.*/)?((inner-)?rotate|pair)", "rotations before linear layers"),
     (r"attention(-\d+)?/(query|key|value)", "attention: query, key, value"),
     (
         r"attention(-\d+)?/(query|key|value)-(lanes|turned|copies|steps)",
@@ -28,7 +28,10 @@ OPERATORS = (
     ),
     (r"attention(-\d+)?/distance.*", "attention: fixed distances"),
     (r"attention(-\d+)?/group-\d+", "attention: scores, exp, weighted values"),
-    (r"attention(-\d+)?/(denominator|numerator|divide)|attention-heads", "attention: division"),
+    (
+        r"attention(-\d+)?/(denominator(-sum)?|numerator|divide)|attention-heads",
+        "attention: division",
+    ),
     (r"output/.*", "attention: output projection"),
     (r"norm\d/.*", "LayerNorm: variance, root, scale"),
     (r"feed-forward/gelu", "feed-forward: up, GELU"),

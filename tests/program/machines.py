@@ -14,7 +14,7 @@ from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Program
-from aegis_dask.program.interpreter import needed_whole, run, run_stage
+from aegis_dask.program.interpreter import run, run_stage
 from aegis_dask.program.operations import Input, Store
 from tests.schemes import Scheme
 
@@ -101,7 +101,7 @@ def run_in_parts(
     for stage in program.stages:
         if any(isinstance(program.nodes[i].op, Input) for i in stage.nodes):
             continue
-        whole = needed_whole(program, stage)
+        whole = program.needed_whole(stage)
         if stage.over is None:
             values.update(run_stage(program, stage, e, store, {j: values[j] for j in whole}))
             continue

@@ -14,7 +14,7 @@ from aegis_dask.errors import LevelError, ProgramError
 from aegis_dask.program import interpreter
 from aegis_dask.program.encrypted import Encrypted
 from aegis_dask.program.graph import Capture, Program, capture, stack
-from aegis_dask.program.interpreter import needed_whole, run, run_stage
+from aegis_dask.program.interpreter import run, run_stage
 from aegis_dask.program.simulated import Simulated
 from tests.program.machines import (
     SLOTS,
@@ -115,7 +115,7 @@ def test_a_part_needs_whole_what_an_operation_mixes() -> None:
     stages = {s.name: s for s in PROGRAM.stages}
 
     def needs(stage: str) -> dict[str, bool]:
-        found = needed_whole(PROGRAM, stages[stage]).items()
+        found = PROGRAM.needed_whole(stages[stage]).items()
         return {names[i]: w for i, w in found if i in names}
 
     assert needs("maps") == {"x": False, "y": False, "s": True}
