@@ -9,8 +9,14 @@ from __future__ import annotations
 import dask.config
 
 BACKEND = "aegis.backend"
+MACHINE = "aegis.machine"
 
 
 def backend() -> str:
     """Return the backend that is asked for: ``"auto"`` by default, ``"cpu"`` or ``"cuda"``."""
     return str(dask.config.get(BACKEND, "auto")).lower()
+
+
+def machine() -> str:
+    """Return for what devices and links runs are planned: a name or file, or "" for no search."""
+    return str(dask.config.get(MACHINE, "") or "")

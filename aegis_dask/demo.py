@@ -142,7 +142,7 @@ def _explain(prepared: Prepared, texts: int, terminal: Terminal) -> None:
             "text": f"{len(prepared.x)} tokens, in {packing.tokens} positions",
             "calibrated on": f"{texts} sample texts, cut to {packing.tokens} tokens",
             "ciphertexts": f"{prod(job.layout.shape)} in, as many out",
-            "program": f"{len(job.program.nodes)} operations, {job.program.depth} levels deep",
+            "program": f"{len(job.program.nodes)} operations, {job.depth} levels deep",
             "evaluation keys": f"{keys.count}, {format_bytes(keys.nbytes)}",
             **parameter_lines(job.params, job.placement),
         }

@@ -84,6 +84,13 @@ Cluster: TypeAlias = Annotated[
         help="Workers to start on this machine: two that share its cores, or one per GPU (cuda).",
     ),
 ]
+Machine: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Search a plan for these devices and links: cpu, h200-nvlink, a100-40-pcie, .. or a "
+        ".json file; without it what others need is sent to them."
+    ),
+]
 Insecure: TypeAlias = Annotated[
     bool,
     typer.Option(

@@ -95,6 +95,13 @@ def plan(
             help="Say where stages of that name are put, and why: attention/key-steps, norm1, ..",
         ),
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw when each of the devices does what, and compared strategies, to this .html "
+            "file."
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Count what a graph would take: operations, levels, bootstraps, keys, memory, time."""
@@ -106,19 +113,22 @@ def plan(
 
     if (against or operator is not None) and (devices or 1) < 2:
         raise ClusterError("--compare and --explain are for several devices; give --devices 4")
+    if timeline is not None and devices is None:
+        raise ClusterError("--timeline draws devices; give --devices 4")
     terminal = Terminal(as_json)
     from aegis_dask.placement.devices import load_machine
 
     kind = load_machine(machine)
-    if plot is not None:
-        from aegis_dask.service.refresh_plot import check_plot, plot_levels
+    for page in (plot, timeline):
+        if page is not None:
+            from aegis_dask.service.refresh_plot import check_plot, plot_levels
 
-        check_plot(plot)
+            check_plot(page)
     if depends is not None:
         from aegis_dask.placement.dependencies import check_name
 
         check_name(depends)
-    check_writable(plot, depends)
+    check_writable(plot, depends, timeline)
     loaded = load_graph(graph)
     if shape is not None and (model, sha256, calibration) != (None, None, None):
         raise ModelError("--shape has no weights; give it without --model, --sha256, --calibration")
@@ -166,6 +176,12 @@ def plan(
             for scheme in schemes(job.analysis):
                 comparisons.append(compare_strategies(job, kind, devices or 1, scheme))
         _show_comparisons(terminal, comparisons)
+    if timeline is not None:
+        from aegis_dask.service.timeline_plot import plot_timeline
+
+        title = f"{job.graph.name} on {job.model.name}, {tokens} tokens"
+        plot_timeline(job.program, scaled[-1], timeline, title, comparisons)
+        terminal.say(f"Timeline: {timeline}")
     reasons: Sequence[str] = ()
     if operator is not None:
         from aegis_dask.service.comparison import explain
@@ -185,6 +201,7 @@ def plan(
             "scaling": [s.to_dict() for s in scaled],
             "comparisons": [c.to_dict() for c in comparisons],
             "reasons": list(reasons),
+            "timeline": None if timeline is None else str(timeline),
         }
     )
 
@@ -301,14 +318,7 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
     terminal.show(table)
     for s in scaled:
         if not s.fits:
-            where = "1 device" if s.devices == 1 else f"{s.devices} devices"
-            terminal.say(
-                f"On {where} it does not fit: {format_bytes(s.device_bytes)} are needed on one, "
-                f"{machine.device.name} has {format_bytes(machine.device.memory_bytes)}. "
-                f"Evaluation keys take {format_bytes(s.key_bytes)} of it; take more devices or "
-                "shorter texts.",
-                "bold red",
-            )
+            terminal.say(s.shortage() + ".", "bold red")
     most = scaled[-1]
     if most.operators:
         table = table_of("operator", f"sent between {most.devices} devices", "share")

@@ -15,6 +15,7 @@ from aegis_dask.cli.setup import (
     check_writable,
     cluster,
     open_source,
+    plan_for,
     prepare,
 )
 
@@ -34,6 +35,7 @@ def run(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    machine: o.Machine = None,
     interpreter: Annotated[
         o.InterpreterName, typer.Option(help="Encrypt, or run the same circuit in plain.")
     ] = o.InterpreterName.ENCRYPTED,
@@ -50,6 +52,7 @@ def run(
 
     terminal = Terminal(as_json)
     check_writable(report, output)
+    plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
     values = describe_outcome(outcome)
@@ -67,6 +70,7 @@ def verify(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    machine: o.Machine = None,
     insecure: o.Insecure = False,
     scale_bits: o.ScaleBits = 40,
     length: o.Length = None,
@@ -82,6 +86,7 @@ def verify(
 
     terminal = Terminal(as_json)
     check_writable(report, output)
+    plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     interpreter = o.InterpreterName.ENCRYPTED
     outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
@@ -131,7 +136,7 @@ def _run(
     job = prepared.job
     terminal.say(
         f"{job.graph.name} on {job.model.name}: {len(ids)} tokens in {job.packing.tokens} "
-        f"positions, {job.program.depth} levels."
+        f"positions, {job.depth} levels."
     )
     if job.params is not None:
         terminal.say(repr(job.params))

@@ -15,6 +15,7 @@ from aegis_dask.cli.setup import (
     cluster,
     find_calibration,
     open_source,
+    plan_for,
 )
 from aegis_dask.errors import ParameterError, TextError
 
@@ -147,6 +148,7 @@ def evaluate(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    machine: o.Machine = None,
     report: o.Report = None,
     as_json: o.Json = False,
 ) -> None:
@@ -163,6 +165,7 @@ def evaluate(
     terminal = Terminal(as_json)
     check_new(out)
     check_writable(report)
+    plan_for(machine)
     loaded, program = _own(read_json(bundle / JOB), model, sha256, graph)
     cuda = cluster_kind == o.ClusterKind.CUDA
     check_scheduler(scheduler, workers, cuda)

@@ -158,3 +158,21 @@ def check_writable(*files: Path | None) -> None:
             raise SerializationError(
                 f"{file} cannot be written: give a file in a folder that exists"
             )
+
+
+def plan_for(machine: str | None) -> None:
+    """Let runs of this process search plans for a machine.
+
+    Raises
+    ------
+    ClusterError
+        If there is none of that name.
+    """
+    if machine is not None:
+        import dask.config
+
+        from aegis_dask import config
+        from aegis_dask.placement.devices import load_machine
+
+        load_machine(machine)
+        dask.config.set({config.MACHINE: machine})

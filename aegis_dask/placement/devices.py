@@ -134,7 +134,8 @@ _LINKS = {
     "pcie": Link("PCIe 4.0 x16", 25e9, 5e-4),
     "infiniband": Link("InfiniBand NDR", 50e9, 5e-4),
     "ethernet": Link("Ethernet 1 Gbit/s", 125e6, 1e-3),
-    "loopback": Link("TCP on one host", 1.5e9, 1.5e-3),
+    # Both directions at once, with two cores that also serialise (aegis bench --calibrate).
+    "loopback": Link("TCP on one host", 0.4e9, 2e-3),
 }
 _DEVICES = {
     "cpu": Device("a CPU thread", 8 * GIB, 1.0, 8e9),

@@ -86,10 +86,12 @@ def search(
     node_bytes: Sequence[int],
     machine: Machine,
     within_seconds: float | None = None,
+    reserved_bytes: int = 0,
 ) -> Found:
     """Return the plan that is simulated to end first; of equal ones, that which sends least.
 
-    With a time, the plan that sends least of those that end within it.
+    With a time, the plan that sends least of those that end within it. Plans that fit into the
+    memory of the devices come before any that do not.
 
     Parameters
     ----------
@@ -101,11 +103,15 @@ def search(
         Size of every node's value.
     within_seconds
         Time that is enough.
+    reserved_bytes
+        Memory of every device that is taken by keys and weights.
     """
+    room = machine.device.memory_bytes - reserved_bytes
 
-    def price(found: Found) -> tuple[float, float]:
+    def price(found: Found) -> tuple[bool, float, float]:
+        fits = max(found.simulation.peak_bytes) <= room
         seconds, sent = found.simulation.makespan, float(sum(found.simulation.received))
-        return seconds if within_seconds is None else max(seconds, within_seconds), sent
+        return not fits, seconds if within_seconds is None else max(seconds, within_seconds), sent
 
     def attempt(least: float, replicated: frozenset[int]) -> Found:
         plan = plain(program, devices, stage_work, node_bytes, machine, least, replicated)

@@ -51,6 +51,8 @@ class Simulation:
         Bytes that each device received from the others.
     peak_bytes
         Most bytes of results held at a time, of every device.
+    peak_tasks
+        Task whose result made it that much.
     timeline
         Every task, in the order of their starts.
     """
@@ -63,6 +65,7 @@ class Simulation:
     exposed: tuple[float, ...]
     received: tuple[int, ...]
     peak_bytes: tuple[int, ...]
+    peak_tasks: tuple[int, ...]
     timeline: tuple[Interval, ...]
 
     @property
@@ -133,7 +136,7 @@ class _Simulator:
         self.exposed_since: list[float | None] = [None] * n
         self.on_way = [0] * n
         self.receives, self.sends = [0.0] * n, [0.0] * n  # when the link is free
-        self.held, self.peak = [0] * n, [0] * n
+        self.held, self.peak, self.peak_at = [0] * n, [0] * n, [0] * n
         self.busy, self.exposed, self.received = [0.0] * n, [0.0] * n, [0] * n
         self.there: set[tuple[int, int]] = set()  # (result, device), on the way or there
         self.expecting: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
@@ -170,6 +173,7 @@ class _Simulator:
             tuple(self.exposed),
             tuple(self.received),
             tuple(self.peak),
+            tuple(self.peak_at),
             tuple(sorted(self.timeline, key=lambda i: (i.start, i.task))),
         )
 
@@ -233,7 +237,7 @@ class _Simulator:
     def arrived(self, now: float, index: int, device: int) -> None:
         """Take note of a result that is there."""
         self.on_way[device] -= 1
-        self.hold(device, self.bytes[index])
+        self.hold(device, index)
         self.let_go(index, self.tasks[index].owner)
         for task in self.expecting.pop((index, device)):
             self.missing[task] -= 1
@@ -258,7 +262,7 @@ class _Simulator:
     def ended(self, now: float, index: int, device: int) -> None:
         """Take note of the end of a task."""
         self.running[device] = None
-        self.hold(device, self.bytes[index])
+        self.hold(device, index)
         if not self.needed[index, device]:
             self.held[device] -= self.bytes[index]
         for i in dict.fromkeys(self.tasks[index].sources):
@@ -272,9 +276,10 @@ class _Simulator:
 
     # -- memory ------------------------------------------------------------------------------
 
-    def hold(self, device: int, size: int) -> None:
-        self.held[device] += size
-        self.peak[device] = max(self.peak[device], self.held[device])
+    def hold(self, device: int, index: int) -> None:
+        self.held[device] += self.bytes[index]
+        if self.held[device] > self.peak[device]:
+            self.peak[device], self.peak_at[device] = self.held[device], index
 
     def let_go(self, index: int, device: int) -> None:
         self.needed[index, device] -= 1

@@ -9,7 +9,7 @@ from typing import Protocol
 from aegis_dask.placement.cut import Unit
 from aegis_dask.program.graph import Program
 
-BANDWIDTH = 1.5e9
+BANDWIDTH = 0.4e9
 """Bytes per second between two workers, for estimates."""
 HOP_SECONDS = 0.003
 """Latency of a dependency between two workers, for estimates."""

@@ -15,15 +15,18 @@ import cloudpickle
 from distributed import Client
 from numpy.typing import NDArray
 
+from aegis_dask import config
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
+from aegis_dask.placement.devices import Machine, load_machine
 from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record, unrecorded
 from aegis_dask.placement.limbs.rounds import Exchange
 from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.search import search
 from aegis_dask.placement.strategy import Strategy, contiguous
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.encrypted import CipherArray
@@ -363,6 +366,7 @@ class Executor:
         least_seconds: float = LEAST_SECONDS,
         replicated: Collection[int] = (),
         everywhere: bool = False,
+        machine: Machine | None = None,
         top_level: int | None = None,
         interpreter: str | InterpreterFactory = "encrypted",
     ) -> Plan:
@@ -375,6 +379,10 @@ class Executor:
                 stage_work = [s / (self.threads or 1) for s in analysis.stage_work]
         if stage_work is None:
             stage_work = [UNKNOWN_STAGE_SECONDS] * len(program.stages)
+        if machine is None and config.machine():
+            machine = load_machine(config.machine())
+        if machine is not None and sizes is not None:
+            return search(program, self.workers, stage_work, sizes, machine).plan
         return make_plan(
             program,
             self.workers,
@@ -413,6 +421,7 @@ class Executor:
         least_seconds: float = LEAST_SECONDS,
         replicated: Collection[int] = (),
         everywhere: bool = False,
+        machine: Machine | None = None,
         top_level: int | None = None,
     ) -> Result:
         """Run a program.
@@ -441,6 +450,10 @@ class Executor:
             Stages that every worker computes for itself (see `placement.search`).
         everywhere
             Give every worker all results, needed or not: to compare with systems that do.
+        machine
+            Devices and links for which to search a plan (`placement.search`); how it is cut, placed
+            and replicated is then not asked for. By default what Dask's configuration names as
+            ``aegis.machine``, or no search.
         top_level
             Level of the inputs, for the estimate.
 
@@ -464,6 +477,7 @@ class Executor:
             least_seconds=least_seconds,
             replicated=replicated,
             everywhere=everywhere,
+            machine=machine,
             top_level=top_level,
             interpreter=interpreter,
         )

@@ -88,6 +88,11 @@ class Job:
         """Layout of input and output."""
         return hidden_layout(self.model, self.packing)
 
+    @property
+    def depth(self) -> int:
+        """Levels that the longest path takes to compute, refreshes or not."""
+        return (self.program if self.placement is None else self.placement.program).depth
+
     @cached_property
     def analysis(self) -> Analysis:
         """Counts, levels and keys.

@@ -186,10 +186,9 @@ def estimate(job: Job) -> Estimate:
         cost = operators[name] = operators.get(name, Cost()) + analysis.stage_cost(stage)
         cost.counts["levels"] = max(cost.counts["levels"], _depth_of(program, stage.nodes))
     total, sizes, refreshing = analysis.total, analysis.node_bytes, analysis.bootstrapping
-    taken = program if job.placement is None else job.placement.program
-    total.counts["levels"] = taken.depth
+    total.counts["levels"] = job.depth
     return Estimate(
-        depth=taken.depth,
+        depth=job.depth,
         operators=operators,
         total=total,
         refreshes=refreshes_of(analysis),

@@ -11,7 +11,8 @@ from aegis_dask.placement.devices import Machine
 from aegis_dask.placement.predict import predict
 from aegis_dask.placement.search import search
 from aegis_dask.placement.simulate import Simulation
-from aegis_dask.placement.traffic import Transfers
+from aegis_dask.placement.tasks import Plan
+from aegis_dask.placement.traffic import Transfers, format_bytes
 from aegis_dask.service.job import Job
 from aegis_dask.service.summary import operator_of
 
@@ -26,22 +27,26 @@ class Scaled:
         How many.
     tasks
         Tasks of the plan.
-    simulation, traffic
-        When they would run, and what they would send.
+    plan, simulation, traffic
+        The plan, when its tasks would run, and what they would send.
     single
         Seconds on one device.
     replicated
         Stages that every device computes for itself.
+    peak_stages
+        Of every device, the stage after which it holds the most.
     key_bytes, weight_bytes
         What every device holds beside ciphertexts: all keys and all weights.
     """
 
     devices: int
     tasks: int
+    plan: Plan
     simulation: Simulation
     traffic: Transfers
     single: float
     replicated: tuple[str, ...]
+    peak_stages: tuple[str, ...]
     key_bytes: int
     weight_bytes: int
 
@@ -64,6 +69,29 @@ class Scaled:
     def fits(self) -> bool:
         """Whether that is within the memory of a device."""
         return self.device_bytes <= self.simulation.machine.device.memory_bytes
+
+    def shortage(self) -> str:
+        """Say why it does not fit and what would help, or nothing if it does."""
+        if self.fits:
+            return ""
+        device = self.simulation.machine.device
+        fixed = self.key_bytes + self.weight_bytes
+        worst = max(range(self.devices), key=lambda d: self.simulation.peak_bytes[d])
+        held = self.simulation.peak_bytes[worst]
+        where = "1 device" if self.devices == 1 else f"{self.devices} devices"
+        text = (
+            f"On {where} it does not fit: {device.name} has "
+            f"{format_bytes(device.memory_bytes)}, {format_bytes(self.device_bytes)} are needed. "
+            f"Evaluation keys take {format_bytes(self.key_bytes)}, weights "
+            f"{format_bytes(self.weight_bytes)}, ciphertexts up to {format_bytes(held)}, when "
+            f"{self.peak_stages[worst]} has ended. "
+        )
+        if fixed > device.memory_bytes:
+            return text + (
+                "Keys and weights alone are too much, whatever the number of devices: take devices "
+                "with more memory"
+            )
+        return text + "Take more devices, devices with more memory, or shorter texts"
 
     @property
     def operators(self) -> dict[str, int]:
@@ -90,6 +118,7 @@ class Scaled:
             "ciphertext_bytes": list(s.peak_bytes),
             "device_bytes": self.device_bytes,
             "fits": self.fits,
+            "shortage": self.shortage(),
         }
 
 
@@ -100,17 +129,28 @@ def scale(job: Job, machine: Machine, devices: Sequence[int]) -> list[Scaled]:
     single = None
     out = []
     for count in sorted({1, *devices}):
-        found = search(program, count, analysis.stage_work, analysis.node_bytes, machine)
+        found = search(
+            program,
+            count,
+            analysis.stage_work,
+            analysis.node_bytes,
+            machine,
+            reserved_bytes=job.keys.nbytes + weights,
+        )
         plan, simulation = found.plan, found.simulation
         single = single or simulation.makespan
         out.append(
             Scaled(
                 devices=count,
                 tasks=sum(t.kind != "input" for t in plan.tasks),
+                plan=plan,
                 simulation=simulation,
                 traffic=predict(program, plan, analysis.node_bytes),
                 single=single,
                 replicated=tuple(program.stages[i].name for i in sorted(found.replicated)),
+                peak_stages=tuple(
+                    program.stages[plan.tasks[i].stage].name for i in simulation.peak_tasks
+                ),
                 key_bytes=job.keys.nbytes,
                 weight_bytes=weights,
             )

@@ -88,7 +88,7 @@ def describe_job(job: Job, length: int) -> dict[str, Any]:
         "layers": len(job.layers),
         "tokens": length,
         "positions": job.packing.tokens,
-        "depth": job.program.depth,
+        "depth": job.depth,
     }
     if job.params is not None:
         out["parameters"] = describe_parameters(job.params)

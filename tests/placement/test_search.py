@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,25 @@ def test_rotated_keys_are_made_by_all_where_links_are_slow(job: Job) -> None:
     )
     after = predict(job.program, found.plan, a.node_bytes)
     assert after.between_workers < before.between_workers / 5
+
+
+def test_the_fewest_bytes_within_a_time(job: Job) -> None:
+    a, m = job.analysis, MACHINES["h200-pcie"]
+    fastest = search(job.program, 4, a.stage_work, a.node_bytes, m)
+    limit = 1.2 * fastest.simulation.makespan
+    frugal = search(job.program, 4, a.stage_work, a.node_bytes, m, limit)
+    assert frugal.simulation.makespan <= limit
+    assert sum(frugal.simulation.received) < sum(fastest.simulation.received)
+
+
+def test_plans_that_fit_come_first(job: Job) -> None:
+    a, m = job.analysis, MACHINES["h200-nvlink"]
+    found = search(job.program, 4, a.stage_work, a.node_bytes, m)
+    needed = max(found.simulation.peak_bytes)
+    tight = m.device.memory_bytes - needed + 1
+    other = search(job.program, 4, a.stage_work, a.node_bytes, m, reserved_bytes=tight)
+    assert max(other.simulation.peak_bytes) < needed
+    assert pickle.loads(pickle.dumps(other.plan)) == other.plan
 
 
 def test_sums_cannot_be_replicated(job: Job) -> None:

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dask.config
 import numpy as np
 import pytest
 
+from aegis_dask import config
 from aegis_dask.errors import ParameterError
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.reference import encode
 from aegis_dask.models.text import Tokenizer, embed
+from aegis_dask.placement.devices import MACHINES
 from tests.models.folders import hugging_face_tensors, write_folder
 from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, random_texts, refused
 
@@ -114,6 +117,23 @@ def test_verify_compares_three_ways_on_workers_of_its_own(checkpoint: Path) -> N
         assert word in shown
     assert "INSECURE" in result.stderr
     assert "Dashboard: http" in result.stderr
+
+
+def test_runs_are_planned_for_a_machine(checkpoint: Path, scheduler: str, tmp_path: Path) -> None:
+    options = ("run", "bert_layer", "--model", checkpoint, "--text", TEXT, "--insecure")
+    options = (*options, "--scheduler", scheduler)
+    slow = MACHINES["cpu"].to_dict()
+    slow["inside"]["bytes_per_second"] = slow["between"]["bytes_per_second"] = 1e5
+    path = tmp_path / "slow.json"
+    path.write_text(json.dumps(slow))
+    assert "there is no machine 'abacus'" in refused(*options, "--machine", "abacus")
+    with dask.config.set({config.MACHINE: ""}):  # what the command sets is the process's
+        plain = json_of(*options)
+        searched = json_of(*options, "--machine", path)
+    assert config.machine() == ""
+    assert searched["precision"]["max_error"] < TOLERANCE
+    moved = [v["run"]["bytes_between_workers"] for v in (plain, searched)]
+    assert moved[1] < moved[0]
 
 
 def test_verify_passes_within_the_tolerance(checkpoint: Path, scheduler: str) -> None:

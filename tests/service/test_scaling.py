@@ -40,8 +40,57 @@ def test_a_layer_that_does_not_fit_is_said(checkpoint: Path, tmp_path: Path) -> 
     path = tmp_path / "small.json"
     path.write_text(json.dumps(data))
     options = ("plan", "feed_forward", "--model", checkpoint, "--length", 12, "--insecure")
-    shown = aegis(*options, "--devices", 1, "--machine", path).output
-    assert "On 1 device it does not fit" in " ".join(shown.split())
+    shown = " ".join(aegis(*options, "--devices", 1, "--machine", path).output.split())
+    assert "On 1 device it does not fit: a CPU thread has 1.00 kB" in shown
+    assert "Keys and weights alone are too much" in shown
+    data["device"]["memory_bytes"] = 5_000_000
+    path.write_text(json.dumps(data))
+    found = json_of(*options, "--devices", 2, "--machine", path)["scaling"]
+    assert "when layer0/" in found[0]["shortage"]
+
+
+def test_strategies_are_compared(checkpoint: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    options = (*options, "--devices", 2, "--machine", "h200-pcie")
+    found = json_of(*options, "--compare", "--explain", "norm1")
+    (comparison,) = found["comparisons"]
+    rows = {s["strategy"]: s for s in comparison["strategies"]}
+    broadcast, inputs = (rows[f"limb-parallel: {k}"] for k in ("broadcast", "input broadcast"))
+    assert inputs["total_bytes"] < broadcast["total_bytes"]
+    fastest, fewest = rows["search: least time"], rows["search: fewest bytes"]
+    plans = [s for name, s in rows.items() if "limb" not in name]
+    assert fastest["seconds"] <= min(s["seconds"] for s in plans)
+    assert fewest["total_bytes"] <= min(s["total_bytes"] for s in rows.values())
+    assert all(set(s["bytes"]) == {"attention", "feed-forward"} for s in rows.values())
+    assert any(line.startswith("layer0/norm1/scale: ") for line in found["reasons"])
+    shown = " ".join(aegis(*options, "--compare").output.split())
+    assert "less for feed-forward than the strongest of the others" in shown
+
+
+def test_the_timeline_is_drawn(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    page = tmp_path / "timeline.html"
+    found = json_of(*options, "--devices", 3, "--compare", "--timeline", page)
+    assert found["timeline"] == str(page)
+    text = page.read_text()
+    for word in (
+        "device 2",
+        "attention: query, key, value",
+        "limb-parallel: broadcast",
+        "efficient",
+    ):
+        assert word in text
+    assert "give --devices 4" in refused(*options, "--timeline", page)
+    message = refused(*options, "--devices", 2, "--timeline", tmp_path / "timeline.png")
+    assert "does not end in .html" in message
+
+
+def test_what_cannot_be_compared_or_explained_is_refused(checkpoint: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    assert "give --devices 4" in refused(*options, "--compare")
+    message = refused(*options, "--devices", 2, "--explain", "softmax")
+    assert "no stage has 'softmax' in its name" in message
+    assert "layer0/attention/group" in message
 
 
 def test_an_unknown_machine_is_refused(checkpoint: Path) -> None:
@@ -57,7 +106,7 @@ def test_a_large_shape_is_planned_in_seconds(tokens: int) -> None:
         *("plan", "bert_layer", "--shape", "bert-base", "--length", tokens, "--devices", 4)
     )
     rows = {r["devices"]: r for r in found["scaling"]}
-    assert rows[4]["speedup"] > 2
+    assert rows[4]["speedup"] > 1.5
 
 
 def test_dependencies_are_written(checkpoint: Path, tmp_path: Path) -> None:
