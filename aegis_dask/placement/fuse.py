@@ -7,6 +7,7 @@ call, if that one can then start no later: whatever else it takes is there befor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from aegis_dask.placement.tasks import Part, Plan, Task
@@ -14,8 +15,17 @@ from aegis_dask.placement.tasks import Part, Plan, Task
 FUSED = ("stage", "sum", "join")
 
 
-def fuse(plan: Plan) -> Plan:
-    """Return the plan with chains of tasks put into one each."""
+def fuse(plan: Plan, layers: Sequence[str] = ()) -> Plan:
+    """Return the plan with chains of tasks put into one each.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    layers
+        Layer of every stage: no chain goes from one to another, where runs are submitted apart and
+        can be taken up again.
+    """
     tasks = plan.tasks
     final = {i for pieces in plan.outputs.values() for i in pieces} | set(plan.kept)
     users: list[list[int]] = [[] for _ in tasks]
@@ -34,6 +44,8 @@ def fuse(plan: Plan) -> Plan:
                 t.kind in FUSED
                 and a.kind in FUSED
                 and a.owner == t.owner
+                and not (a.parts or t.parts)  # a chain is made once
+                and (not layers or layers[a.stage] == layers[t.stage])
                 and len(users[i]) == 1
                 and i not in final
                 and all(j == i or tasks[j].kind == "input" or before[i] >> j & 1 for j in t.sources)

@@ -72,4 +72,5 @@ def make_plan(
     order = None
     if reorder:
         order = stage_order(program, units, workers, node_bytes, bandwidth, hop_seconds)
-    return fuse(lower(program, units, owners, workers, everywhere, order))
+    layers = [s.name.split("/")[0] if "/" in s.name else "" for s in program.stages]
+    return fuse(lower(program, units, owners, workers, everywhere, order), layers)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,9 @@ def start_local(
     port = 0 if dashboard is True else int(dashboard)
     options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
     config = {**LOCAL_CONFIG, "distributed.worker.profile.enabled": dashboard is not False}
+    # A while after a worker was lost the cluster looks whether there is one of its name, and else
+    # gives it up for good. If its successor has been lost just then, that is the wrong moment.
+    stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "10 days"}))
     with dask.config.set(config):
         cluster = LocalCluster(
             n_workers=workers,
@@ -325,9 +329,14 @@ def wait_for_workers(client: Client, count: int, timeout: float) -> dict[str, di
     ClusterError
         If fewer than `count` have joined after `timeout` seconds.
     """
-    with suppress(TimeoutError):
-        client.wait_for_workers(count, timeout=timeout)
+    deadline = time.monotonic() + timeout
     found = workers_of(client)
+    # One that has just died may still be counted when the client is told that there are enough.
+    while len(found) < count and (left := deadline - time.monotonic()) > 0:
+        with suppress(TimeoutError):
+            client.wait_for_workers(count, timeout=left)
+        time.sleep(min(left, 0.05))
+        found = workers_of(client)
     if len(found) < count:
         there = ", ".join(sorted(found)) or "none"
         raise ClusterError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Collection, Mapping
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,11 +41,15 @@ from aegis_dask.runtime.hosts import Hosts
 from aegis_dask.runtime.measure import WorkerReport
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
-from aegis_dask.runtime.session import Session
+from aegis_dask.runtime.session import Session, Snapshot, WorkerLostError
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
 
+logger = logging.getLogger(__name__)
+
+RESUMES = 3
+"""How often a run survives the loss of a worker."""
 JOIN_SECONDS = 30.0
 """How long a run waits for workers that are being restarted."""
 UNKNOWN_STAGE_SECONDS = 0.1
@@ -423,6 +429,7 @@ class Executor:
         everywhere: bool = False,
         machine: Machine | None = None,
         top_level: int | None = None,
+        resumes: int = RESUMES,
     ) -> Result:
         """Run a program.
 
@@ -456,14 +463,18 @@ class Executor:
             ``aegis.machine``, or no search.
         top_level
             Level of the inputs, for the estimate.
+        resumes
+            How often a run in which a worker is lost is taken up again, once another worker is in
+            its place: after the last layer that is finished, with the same residues. Not where the
+            worker ran out of memory, which it would again.
 
         Raises
         ------
         ProgramError
             If inputs are missing or unknown.
         ClusterError
-            If a task fails (the error of the task is its cause), or a worker is lost. The cluster
-            is left clean, for another run.
+            If a task fails (the error of the task is its cause), or a worker is lost once too often
+            or not replaced. The cluster is left clean, for another run.
         """
         _check_inputs(program, inputs)
         where = self._ready()
@@ -481,7 +492,22 @@ class Executor:
             top_level=top_level,
             interpreter=interpreter,
         )
-        return self._execute(program, inputs, plan, where, interpreter, progress)
+        snapshot = Snapshot()
+        for attempt in range(resumes + 1):
+            try:
+                result = self._execute(
+                    program, inputs, plan, where, interpreter, progress, snapshot=snapshot
+                )
+            except WorkerLostError as error:
+                if attempt == resumes:
+                    raise
+                logger.warning(
+                    "%s; taken up again after %d of the groups of tasks", error, snapshot.groups
+                )
+                where = self._ready()
+            else:
+                return replace(result, resumed=attempt)
+        raise AssertionError
 
     def record(self, program: Program, inputs: Mapping[str, CipherArray]) -> Recording:
         """Return a program as kernel calls, for inputs of these levels and scales.
@@ -545,6 +571,7 @@ class Executor:
         interpreter: str | InterpreterFactory,
         progress: ProgressCallback | None,
         by_limbs: tuple[Recording, LimbProgram] | None = None,
+        snapshot: Snapshot | None = None,
     ) -> Result:
         run = uuid.uuid4().hex[:8]
         addresses = tuple(self._addresses)
@@ -561,7 +588,7 @@ class Executor:
             str(load or ""),
             by_limbs and by_limbs[1],
         )
-        session = Session(self.client, spec, plan, progress)
+        session = Session(self.client, spec, plan, progress, snapshot)
         file = Path(f"run-{run}.pickle")
         try:
             self._start(spec, file, where)
@@ -570,6 +597,7 @@ class Executor:
                 plugin.report_run, run, workers=list(addresses)
             )
         except (OSError, TimeoutError, CancelledError) as e:
+            session.check_workers()
             raise ClusterError(
                 f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
                 "worker that has been restarted is taken up"

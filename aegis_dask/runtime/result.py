@@ -118,6 +118,9 @@ class Result:
         Address of Dask's dashboard, or "".
     about
         Parameters and program, for reports.
+    resumed
+        How often the run was taken up again after the loss of a worker; times, tasks and transfers
+        are those since the last.
     """
 
     outputs: dict[str, Any]
@@ -131,6 +134,7 @@ class Result:
     timeline: list[Span]
     dashboard: str = ""
     about: dict[str, str] = field(default_factory=dict)
+    resumed: int = 0
 
     @property
     def scheduling_share(self) -> float:

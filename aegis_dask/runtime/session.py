@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Client
 from distributed.client import Future
+from distributed.utils_comm import gather_from_workers
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.tasks import Plan
@@ -42,6 +44,26 @@ PROGRESS_SECONDS = 0.1
 Event = tuple[str, Any]
 
 
+class WorkerLostError(ClusterError):
+    """A worker of a run is gone; the run can be taken up again."""
+
+
+@dataclass
+class Snapshot:
+    """What a run has finished: results of its groups that later ones need, fetched by the client.
+
+    Attributes
+    ----------
+    groups
+        How many groups are finished, from the first.
+    values
+        Task -> what it gave.
+    """
+
+    groups: int = 0
+    values: dict[int, Any] = field(default_factory=dict)
+
+
 class Session:
     """A run.
 
@@ -53,20 +75,29 @@ class Session:
         What runs, as the workers know it.
     progress
         Called with the progress, if given.
+    snapshot
+        Where to begin, and where to note what is finished; nothing is noted without one.
     """
 
     def __init__(
-        self, client: Client, spec: RunSpec, plan: Plan, progress: ProgressCallback | None
+        self,
+        client: Client,
+        spec: RunSpec,
+        plan: Plan,
+        progress: ProgressCallback | None,
+        snapshot: Snapshot | None = None,
     ) -> None:
+        self.snapshot = snapshot
         self.client, self.spec, self.plan, self.progress = client, spec, plan, progress
         self.program, self.tasks = spec.program, plan.tasks
         self.keys: list[Key] = make_keys(self.program, self.tasks, spec.run)
         self.index_of = {key: i for i, key in enumerate(self.keys)}
         self.ranks = make_ranks(self.tasks)
         self.groups = make_groups(self.program, plan)
+        self.first = 0 if snapshot is None else snapshot.groups
         self._input_last_use = {
             i: group.index
-            for group in self.groups
+            for group in self.groups[self.first :]
             for t in range(*group.tasks)
             for i in self.tasks[t].sources
             if self.tasks[i].kind == "input"
@@ -171,22 +202,29 @@ class Session:
     def _send(self, inputs: Mapping[str, Any]) -> None:
         """Send to each worker the rows of the inputs that it needs, not through the scheduler."""
         names = {node: name for name, node in self.program.inputs.items()}
+        if self.snapshot is not None:
+            for index, value in self.snapshot.values.items():
+                self._send_one(index, value)
         for task in self.tasks:
-            if task.kind != "input":
+            if task.kind != "input" or task.index not in self._input_last_use:
                 continue
             value = inputs[names[task.results[0]]]
             part = value if task.rows is None else rows_of(value, *task.rows)
             if task.limbs is not None:
                 part = limbs_of(part, task.limbs)
-            address, key = self.spec.addresses[task.owner], self.keys[task.index]
-            sent = self.client.scatter({key: part}, workers=[address], direct=True, hash=False)
-            self.futures[task.index] = sent[key]
-            self.sent[task.index] = payload_bytes(part)
+            self._send_one(task.index, part)
+
+    def _send_one(self, index: int, value: Any) -> None:
+        address, key = self.spec.addresses[self.tasks[index].owner], self.keys[index]
+        sent = self.client.scatter({key: value}, workers=[address], direct=True, hash=False)
+        self.futures[index] = sent[key]
+        self.sent[index] = payload_bytes(value)
 
     def _run_groups(self) -> None:
-        waiting = [g for g in self.groups if g.wanted]
+        waiting = [g for g in self.groups[self.first :] if g.wanted]
         running: list[Group] = []
-        held = list(waiting)  # whose results are still with the cluster
+        # Whose results are still with the cluster.
+        held = [g for g in self.groups if g.wanted and (g in waiting or self._is_sent(g))]
         last_look = time.time()
         while waiting or running:
             while waiting and self._has_room(running, waiting[0]):
@@ -196,6 +234,7 @@ class Session:
             finished = [g for g in running if self.done.issuperset(g.wanted)]
             if finished:
                 running = [g for g in running if g not in finished]
+                self._note([*running, *waiting])
                 held = self._release(held, [*running, *waiting])
             if time.time() - last_look > POLL_SECONDS:
                 self._look_at_workers()
@@ -207,7 +246,29 @@ class Session:
             seconds, total = time.time() - self.begin, self.compute_tasks
             self.progress(Progress(total, total, 1.0, last, seconds))
 
+    def _is_sent(self, group: Group) -> bool:
+        return any(i in self.futures for i in group.wanted)
+
+    def _note(self, unfinished: list[Group]) -> None:
+        """Fetch what later groups need of those that are finished, to begin there if need be."""
+        first = min((g.index for g in unfinished), default=len(self.groups))
+        if self.snapshot is None or not self.snapshot.groups < first < len(self.groups):
+            return
+        needed = {
+            i: group
+            for group in self.groups[:first]
+            if group.last_use >= first
+            for i in group.wanted
+        }
+        values = self.snapshot.values
+        missing = [i for i in needed if i not in values]
+        new = dict(zip(missing, self._gather(missing), strict=True))
+        self.snapshot.values = {i: values[i] if i in values else new[i] for i in needed}
+        self.snapshot.groups = first
+
     def _has_room(self, running: Sequence[Group], group: Group) -> bool:
+        if self.snapshot is not None:  # what is in flight is lost with a worker
+            return len(running) < 2
         flying = sum(g.tasks[1] - g.tasks[0] for g in running)
         return len(running) < 2 or flying + group.tasks[1] - group.tasks[0] <= IN_FLIGHT
 
@@ -232,7 +293,8 @@ class Session:
         for group in held:
             if group.last_use < first:
                 for i in group.wanted:
-                    self.futures.pop(i).release()
+                    if i in self.futures:
+                        self.futures.pop(i).release()
         for i in [i for i, last in self._input_last_use.items() if last < first]:
             del self._input_last_use[i]
             self.futures.pop(i).release()
@@ -241,10 +303,35 @@ class Session:
     def _fetch(self) -> dict[str, list[Any]]:
         out: dict[str, list[Any]] = {}
         for name, indices in self.plan.outputs.items():
-            pieces = self.client.gather([self.futures[i] for i in indices], direct=True)
-            out[name] = list(pieces)
+            pieces = out[name] = self._gather(indices)
             self.fetched.update({i: payload_bytes(p) for i, p in zip(indices, pieces, strict=True)})
         return out
+
+    def _gather(self, indices: Sequence[int]) -> list[Any]:
+        """Fetch what tasks gave, which are finished, from the workers that made it.
+
+        `Client.gather` asks the scheduler for what a worker does not give, and the scheduler then
+        closes that worker and its nanny for good: nothing would start another one.
+        """
+        where = {self.keys[i]: [self.spec.addresses[self.tasks[i].owner]] for i in indices}
+        found, missing, failed, _ = self.client.sync(
+            gather_from_workers, where, rpc=self.client.rpc
+        )
+        if missing or failed:
+            self.check_workers()
+            lost = self.describe(self.index_of[_as_key((*missing, *failed)[0])])
+            raise WorkerLostError(
+                f"what {lost} gave is lost: the worker that had it no longer answers; run again"
+            )
+        return [found[self.keys[i]] for i in indices]
+
+    def check_workers(self) -> None:
+        """Raise `WorkerLostError` if a worker of the run is gone."""
+        with suppress(OSError, TimeoutError):
+            workers = workers_of(self.client)
+            for address in self.spec.addresses:
+                if address not in workers:
+                    self._lost(address, ())
 
     # -- trouble -----------------------------------------------------------------------------
 
@@ -266,7 +353,7 @@ class Session:
         if future is None or future.status == "finished":
             return
         if future.status != "error":
-            raise ClusterError(
+            raise WorkerLostError(
                 f"{self.describe(index)} was cancelled by the scheduler: results that it needs "
                 "are lost, perhaps because a worker was; run again"
             )
@@ -304,7 +391,7 @@ class Session:
                 f"{format_bytes(limit)}. Use more workers, a higher memory_limit, or smaller tasks"
             )
             raise ClusterError(f"worker {number} ({address}) ran out of memory {doing}: {why}")
-        raise ClusterError(
+        raise WorkerLostError(
             f"worker {number} ({address}) was lost {doing}: its process ended or no longer "
             "answers. See its log (the system may have killed it for lack of memory), then run "
             "again; a worker that has been restarted is taken up"

@@ -65,11 +65,12 @@ def _timeline(program: Program, scaled: Scaled, title: str) -> figure:
     s = scaled.simulation
     devices = [f"device {d}" for d in range(scaled.devices)]
     plot = figure(
-        height=160 + ROW_HEIGHT * scaled.devices,
+        height=260 + ROW_HEIGHT * scaled.devices,
         title=f"{title}: {s.makespan:.3g} s on {scaled.devices} x {s.machine.device.name}, "
         f"{scaled.efficiency:.1%} efficient",
         x_axis_label="seconds",
         y_range=FactorRange(factors=devices[::-1]),
+        sizing_mode="stretch_width",
         tools=TOOLS,
     )
     rows: dict[str, list[Any]] = {}
@@ -77,18 +78,23 @@ def _timeline(program: Program, scaled: Scaled, title: str) -> figure:
         task = scaled.plan.tasks[interval.task]
         if task.kind == "input":
             continue
-        stage = program.stages[task.stage].name
-        rows.setdefault(operator_of(stage), []).append((interval, task, stage))
+        start, whole = interval.start, task.seconds or 1.0
+        for part in task.steps:  # what a fused task does, one after the other
+            t, share = part.task, part.task.seconds / whole if task.parts else 1.0
+            stop = start + share * (interval.stop - interval.start)
+            stage = program.stages[t.stage].name
+            row = (devices[interval.device], start, stop, stage, t.kind)
+            rows.setdefault(operator_of(stage), []).append(row)
+            start = stop
     palette = Category20[20]
     for k, (operator, found) in enumerate(rows.items()):
         source = ColumnDataSource(
             {
-                "device": [devices[i.device] for i, _, _ in found],
-                "start": [i.start for i, _, _ in found],
-                "stop": [i.stop for i, _, _ in found],
-                "stage": [stage for _, _, stage in found],
-                "kind": [t.kind for _, t, _ in found],
-                "ms": [f"{1e3 * (i.stop - i.start):.2f}" for i, _, _ in found],
+                **{
+                    name: [row[i] for row in found]
+                    for i, name in enumerate(("device", "start", "stop", "stage", "kind"))
+                },
+                "ms": [f"{1e3 * (stop - start):.2f}" for _, start, stop, _, _ in found],
             }
         )
         bars = plot.hbar(
@@ -118,6 +124,7 @@ def _bytes(comparison: Comparison) -> figure:
         height=360,
         title=f"Bytes between {comparison.devices} devices, {comparison.scheme}",
         x_range=FactorRange(factors=names),
+        sizing_mode="stretch_width",
         y_axis_type="log",
         y_axis_label="GB",
         tools=TOOLS,
@@ -142,5 +149,5 @@ def _bytes(comparison: Comparison) -> figure:
         )
         tips = [("strategy", "@name"), (part, "@size"), ("time", "@s s")]
         plot.add_tools(HoverTool(renderers=[bars], tooltips=tips))
-    plot.xaxis.major_label_orientation = 0.5
+    plot.xaxis.major_label_orientation = 0.3
     return plot

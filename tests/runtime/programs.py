@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,27 @@ class DyingFactory:
 
     def __call__(self, context: Context) -> Dying:
         return Dying(self.order)
+
+
+class Slow(Simulated):
+    """Takes its time for every rotation, and says which it does."""
+
+    def __init__(self, log: Path, seconds: float) -> None:
+        super().__init__()
+        self.log, self.seconds = log, seconds
+
+    def rotate(self, x: Any, step: int) -> Any:
+        time.sleep(self.seconds)
+        with self.log.open("a") as file:  # lines this short are written at once
+            file.write(f"{os.getpid()}\n")
+        return super().rotate(x, step)
+
+
+class SlowFactory:
+    """Makes `Slow`; picklable."""
+
+    def __init__(self, log: Path, seconds: float) -> None:
+        self.log, self.seconds = log, seconds
+
+    def __call__(self, context: Context) -> Slow:
+        return Slow(self.log, self.seconds)

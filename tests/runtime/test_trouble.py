@@ -77,7 +77,7 @@ def test_a_worker_that_dies_is_named_and_its_successor_is_used(tmp_path: Path) -
         with pytest.raises(
             ClusterError, match=r"worker \d \(tcp://.*\) was lost while it had task \d+ of layer"
         ):
-            executor.run(PROGRAM, {"x": X}, **options)
+            executor.run(PROGRAM, {"x": X}, **options, resumes=0)
         before = executor.addresses
         assert_usable(executor)
         assert len(set(executor.addresses) & set(before)) == 1
