@@ -172,6 +172,12 @@ def show_run(terminal: Terminal, outcome: Outcome) -> None:
         f"{result.scheduling_share:.1%} of the workers' time went into scheduling and transfers; "
         f"largest memory of a worker {format_bytes(result.peak_memory)}."
     )
+    if result.resumed:
+        times = "once" if result.resumed == 1 else f"{result.resumed} times"
+        terminal.say(
+            f"A worker was lost {times}: the run went on after the last finished layer, and the "
+            "figures above are those since then."
+        )
     terminal.say(f"Steps: {steps}.")
     show_precision(terminal, outcome)
 

@@ -492,14 +492,14 @@ class Executor:
             top_level=top_level,
             interpreter=interpreter,
         )
-        snapshot = Snapshot()
+        snapshot = Snapshot() if resumes else None
         for attempt in range(resumes + 1):
             try:
                 result = self._execute(
                     program, inputs, plan, where, interpreter, progress, snapshot=snapshot
                 )
             except WorkerLostError as error:
-                if attempt == resumes:
+                if snapshot is None or attempt == resumes:
                     raise
                 logger.warning(
                     "%s; taken up again after %d of the groups of tasks", error, snapshot.groups

@@ -146,6 +146,7 @@ def describe_result(result: Result) -> dict[str, Any]:
             }
             for w in result.workers
         ],
+        "resumed": result.resumed,
         "dashboard": result.dashboard,
     }
 
