@@ -29,8 +29,9 @@ def job() -> Job:
     return make_job(model, assumed_calibration(model), graph, 2048)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("machine", ["cpu", "h200-nvlink", "h200-pcie"])
+@pytest.mark.parametrize(
+    ("devices", "machine"), [(1, "cpu"), (2, "cpu"), (4, "h200-pcie"), (8, "h200-nvlink")]
+)
 def test_the_search_is_never_worse(job: Job, devices: int, machine: str) -> None:
     a, m = job.analysis, MACHINES[machine]
     before = simulate(
