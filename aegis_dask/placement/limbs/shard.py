@@ -152,18 +152,24 @@ class Shard:
             if 0 not in target.shape:
                 target[...] = getattr(self.ring, instruction.name)(*operands)
             return
-        assert instruction.out is not None
-        shape = self._shape(instruction.out)
-        if 0 in shape:
-            self.state[instruction.out] = self.ring.empty(shape)
-            return
-        self.state[instruction.out] = getattr(self.ring, instruction.name)(*operands)
+        out, held = self._begin(step)
+        if held:
+            self.state[out] = getattr(self.ring, instruction.name)(*operands)
 
     def _shape(self, buffer: int) -> tuple[int, ...]:
         b = self.schedule.buffers[buffer]
         shape = list(b.shape)
         shape[b.axis] = len(self._held(buffer))
         return tuple(shape)
+
+    def _begin(self, step: Step) -> tuple[int, list[int]]:
+        """Return the buffer that a step makes and its limbs here; without any it is made."""
+        out = step.instruction.out
+        assert out is not None
+        held = self._held(out)
+        if not held:
+            self._empty(step)
+        return out, held
 
     def _empty(self, step: Step) -> None:
         out = step.instruction.out
@@ -189,22 +195,16 @@ class Shard:
 
     def _raise_digits(self, step: Step) -> None:
         view, constants = step.instruction.arguments
-        out = step.instruction.out
-        assert out is not None
-        held = self._held(out)
+        out, held = self._begin(step)
         if not held:
-            self.state[out] = self.ring.empty(self._shape(out))
             return
         x = self._whole(view, step.gathered[0], constants.sources)
         self.state[out] = self.ring.raise_digits(x, _raised(constants, held))
 
     def _inner_product(self, step: Step) -> None:
         view, digits, constants, part, transform = step.instruction.arguments
-        out = step.instruction.out
-        assert out is not None
-        held = self._held(out)
+        out, held = self._begin(step)
         if not held:
-            self.state[out] = self.ring.empty(self._shape(out))
             return
         own = _raised(constants, held)
         window = set(int(i) for i in constants.sources)
@@ -217,11 +217,8 @@ class Shard:
 
     def _mod_down(self, step: Step) -> None:
         view, constants, addend, element = step.instruction.arguments
-        out = step.instruction.out
-        assert out is not None
-        held = self._held(out)
+        out, held = self._begin(step)
         if not held:
-            self.state[out] = self.ring.empty(self._shape(out))
             return
         limbs, where = self.schedule.limbs_of(view), {}
         targets = [int(i) for i in constants.conversion.targets]
