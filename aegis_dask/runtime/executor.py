@@ -23,7 +23,7 @@ from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
-from aegis_dask.placement.devices import Machine, load_machine
+from aegis_dask.placement.devices import MACHINES, Machine, load_machine
 from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record, unrecorded
 from aegis_dask.placement.limbs.rounds import Exchange
@@ -67,6 +67,9 @@ class Executor:
         Number of workers, and threads of the kernels in each.
     is_local
         Whether the workers share this machine with the client.
+    machine
+        Devices and links to plan for, if they are known: those of worker processes that `local`
+        has started, unless Dask's configuration names others.
 
     Examples
     --------
@@ -91,6 +94,7 @@ class Executor:
     ) -> None:
         self.client, self.workers, self.threads = client, workers, threads
         self.join_seconds = join_seconds
+        self.machine: Machine | None = None
         self.is_local = client.cluster is not None
         self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
         self._context = Context()
@@ -156,6 +160,8 @@ class Executor:
                 directory=directory,
             )
             executor._stack = stack.pop_all()
+        if processes and not config.machine():
+            executor.machine = MACHINES["cpu"]
         return executor
 
     @classmethod

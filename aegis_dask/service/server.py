@@ -63,7 +63,9 @@ class Server:
             If a task fails or a worker is lost.
         """
         job = self.job.for_length(length)
-        return self.executor.run(job.program, {INPUT: x}, progress=progress)
+        return self.executor.run(
+            job.program, {INPUT: x}, progress=progress, machine=self.executor.machine
+        )
 
     def answer(
         self, request: Path, response: Path, progress: ProgressCallback | None = None
