@@ -186,7 +186,7 @@ def plan(
     if operator is not None:
         from aegis_dask.service.comparison import explain
 
-        reasons = explain(job, kind, devices or 1, operator)
+        reasons = explain(job, scaled[-1], operator)
         terminal.say("")
         for line in reasons:
             terminal.say(line)

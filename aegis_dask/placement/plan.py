@@ -71,6 +71,6 @@ def make_plan(
         )
     order = None
     if reorder:
-        order = stage_order(program, units, workers, node_bytes, bandwidth, hop_seconds)
+        order = stage_order(program, units, node_bytes, bandwidth, hop_seconds)
     layers = [s.name.split("/")[0] if "/" in s.name else "" for s in program.stages]
     return fuse(lower(program, units, owners, workers, everywhere, order), layers)

@@ -103,7 +103,6 @@ class Contiguous:
 def stage_order(
     program: Program,
     units: Sequence[Unit],
-    workers: int,
     node_bytes: Sequence[int],
     bandwidth: float = BANDWIDTH,
     hop_seconds: float = HOP_SECONDS,
@@ -116,7 +115,7 @@ def stage_order(
 
     Parameters
     ----------
-    program, units, workers, node_bytes
+    program, units, node_bytes
         As for a strategy.
     bandwidth, hop_seconds
         As in `Contiguous`.

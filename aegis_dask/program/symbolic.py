@@ -159,6 +159,12 @@ class Symbolic:
         transforms = count * components * (2 + self._limbs(level))
         self.cost.seconds += transforms * self._ntt
 
+    def _align(self, level: int, *operands: Symbol) -> None:
+        """Price bringing operands down to a level."""
+        for x in operands:
+            if x.level > level:
+                self._division(x.count, level + 1, x.components)
+
     def _key_switch(
         self, count: int, level: int, hoisted: bool = False, rescaled: bool = False
     ) -> None:
@@ -221,9 +227,7 @@ class Symbolic:
     def add(self, x: Symbol, y: Symbol) -> Symbol:
         """Count an addition; the operand at the higher level is brought down."""
         level = min(x.level, y.level)
-        for side in (x, y):
-            if side.level > level:
-                self._division(side.count, level + 1, side.components)
+        self._align(level, x, y)
         out = Symbol(x.shape or y.shape, level, max(x.components, y.components))
         self._elementwise(out)
         return out
@@ -277,18 +281,14 @@ class Symbolic:
         """Count a product, relinearised and rescaled."""
         level, shape = min(x.level, y.level), x.shape or y.shape
         self._need(level, 1)
-        for side in (x, y):
-            if side.level > level:
-                self._division(side.count, level + 1, side.components)
+        self._align(level, x, y)
         self._multiplied(prod(shape), level)
         return Symbol(shape, level - 1)
 
     def contract(self, x: Symbol, y: Symbol, transposed: bool) -> Symbol:
         """Count sums of products, not relinearised."""
         level, rows = min(x.level, y.level), y.shape[1 if transposed else 0]
-        for side in (x, y):
-            if side.level > level:
-                self._division(side.count, level + 1, side.components)
+        self._align(level, x, y)
         self.note("products", y.count)
         self.product_level = max(self.product_level, level)
         macs = 4 * y.count * self._limbs(level) * self.params.ring_degree

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,7 +224,8 @@ class Session:
         waiting = [g for g in self.groups[self.first :] if g.wanted]
         running: list[Group] = []
         # Whose results are still with the cluster.
-        held = [g for g in self.groups if g.wanted and (g in waiting or self._is_sent(g))]
+        sent = [g for g in self.groups[: self.first] if any(i in self.futures for i in g.wanted)]
+        held = [*sent, *waiting]
         last_look = time.time()
         while waiting or running:
             while waiting and self._has_room(running, waiting[0]):
@@ -246,20 +247,13 @@ class Session:
             seconds, total = time.time() - self.begin, self.compute_tasks
             self.progress(Progress(total, total, 1.0, last, seconds))
 
-    def _is_sent(self, group: Group) -> bool:
-        return any(i in self.futures for i in group.wanted)
-
     def _note(self, unfinished: list[Group]) -> None:
         """Fetch what later groups need of those that are finished, to begin there if need be."""
         first = min((g.index for g in unfinished), default=len(self.groups))
         if self.snapshot is None or not self.snapshot.groups < first < len(self.groups):
             return
-        needed = {
-            i: group
-            for group in self.groups[:first]
-            if group.last_use >= first
-            for i in group.wanted
-        }
+        earlier = [g for g in self.groups[:first] if g.last_use >= first]
+        needed = [i for group in earlier for i in group.wanted]
         values = self.snapshot.values
         missing = [i for i in needed if i not in values]
         new = dict(zip(missing, self._gather(missing), strict=True))
@@ -328,10 +322,12 @@ class Session:
     def check_workers(self) -> None:
         """Raise `WorkerLostError` if a worker of the run is gone."""
         with suppress(OSError, TimeoutError):
-            workers = workers_of(self.client)
-            for address in self.spec.addresses:
-                if address not in workers:
-                    self._lost(address, ())
+            self._require(workers_of(self.client))
+
+    def _require(self, workers: Container[str]) -> None:
+        for address in self.spec.addresses:
+            if address not in workers:
+                self._lost(address, ())
 
     # -- trouble -----------------------------------------------------------------------------
 
@@ -406,9 +402,8 @@ class Session:
                 f"the scheduler at {self.client.scheduler.address} no longer answers; the run is "
                 "lost. Start it again and open a new Executor"
             ) from e
+        self._require(workers)
         for address in self.spec.addresses:
-            if address not in workers:
-                self._lost(address, ())
             info = workers[address]
             self._limits[address] = info.get("status", ""), int(info.get("memory_limit") or 0)
         paused = [a for a, (status, _) in self._limits.items() if status == "paused"]

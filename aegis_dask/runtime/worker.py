@@ -15,11 +15,9 @@ from typing import Any
 
 from distributed import get_worker
 
-from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.limbs.plan import LimbProgram
-from aegis_dask.placement.limbs.shard import Key, Shard
-from aegis_dask.placement.limbs.trace import KeyPart
+from aegis_dask.placement.limbs.shard import Shard, key_lookup
 from aegis_dask.placement.tasks import Argument, Take, Task
 from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run_stage
@@ -226,16 +224,7 @@ class RunState:
         assert params is not None
         assert known is not None
         if self._shard is None:
-            evaluator: Evaluator = self.context.interpreter("encrypted").evaluator
-            keys, levels = evaluator.keys, evaluator.levels
-
-            def find(part: KeyPart) -> Key:
-                if part.element is None:
-                    key = keys.for_multiplication(part.level)
-                else:
-                    key = keys.for_element(part.element, part.level)
-                return Key(key.b, key.a, levels.key_rows(key.level, part.level))
-
+            find = key_lookup(self.context.interpreter("encrypted").evaluator)
             self._shard = Shard(known.schedule, task.owner, params.ring, find)
         out = known.compute(task, inputs, self._shard)
         return Results(out) if isinstance(out, list) else out

@@ -19,6 +19,7 @@ from aegis_dask.placement.simulate import simulate
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.symbolic import Analysis
 from aegis_dask.service.job import Job
+from aegis_dask.service.scaling import Scaled
 
 FEED_FORWARD = re.compile(r"(layer\d+/)?(norm1/scale|feed-forward/.*|norm2/(?!scale).*)")
 """Stages whose results feed-forward networks take: what is sent counts for who takes it."""
@@ -200,10 +201,10 @@ def _by_part(stages: Mapping[str, int]) -> dict[str, int]:
     return dict(out)
 
 
-def explain(job: Job, machine: Machine, devices: int, words: str) -> Sequence[str]:
-    """Say for the stages whose names contain `words` where the search puts them, and why."""
+def explain(job: Job, scaled: Scaled, words: str) -> Sequence[str]:
+    """Say for the stages whose names contain `words` where a plan puts them, and why."""
     program, analysis = job.program, job.analysis
-    found = search(program, devices, analysis.stage_work, analysis.node_bytes, machine)
+    machine, devices = scaled.simulation.machine, scaled.devices
     bandwidth = machine.inside.bytes_per_second
     out = []
     for stage in program.stages:
@@ -213,13 +214,13 @@ def explain(job: Job, machine: Machine, devices: int, words: str) -> Sequence[st
         size = sum(analysis.node_bytes[i] for i in program.results(stage))
         owners = {
             t.owner
-            for t in found.plan.tasks
+            for t in scaled.plan.tasks
             for p in t.steps
             if p.task.stage == stage.index and p.task.kind != "pick"
         }
         moved = size * (devices - 1) / devices / bandwidth
         cost = f"{1e3 * seconds:.3g} ms of work, results of {size / 1e9:.3g} GB"
-        if stage.index in found.replicated:
+        if stage.name in scaled.replicated:
             why = (
                 f"every device computes all of it ({cost}): to be sent the rest would take each "
                 f"{1e3 * moved:.3g} ms on {machine.inside.name}, to compute it takes "

@@ -17,7 +17,7 @@ from aegis_dask.errors import ClusterError
 from aegis_dask.placement.limbs.plan import plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record
 from aegis_dask.placement.limbs.rounds import Exchange, Schedule, schedule
-from aegis_dask.placement.limbs.shard import Key, KeyLookup, Shard, State
+from aegis_dask.placement.limbs.shard import KeyLookup, Shard, State, key_lookup
 from aegis_dask.placement.limbs.trace import Recorder
 from aegis_dask.placement.limbs.volume import paper, scheme_of, volume, volumes
 from aegis_dask.placement.predict import predict
@@ -46,19 +46,6 @@ def prepared() -> tuple[Program, Parameters, EvaluationKeys, dict[str, Any], Cip
     data = np.concatenate([c.data for c in cts])
     x = CipherArray(Ciphertext(params, data, cts[0].level, cts[0].scale), shape)
     return program, params, keys, store, x, analysis
-
-
-def lookup(params: Parameters, keys: EvaluationKeys) -> KeyLookup:
-    levels = Evaluator(params, keys).levels
-
-    def find(part: Any) -> Key:
-        if part.element is None:
-            key = keys.for_multiplication(part.level)
-        else:
-            key = keys.for_element(part.element, part.level)
-        return Key(key.b, key.a, levels.key_rows(key.level, part.level))
-
-    return find
 
 
 def together(recording: Recording, plan: Schedule, x: CipherArray, find: KeyLookup) -> Any:
@@ -102,7 +89,7 @@ def test_residues_are_those_of_one_device(prepared: Any, devices: int, exchange:
     plan = schedule(
         params.chain, recording.buffers, recording.instructions, devices, exchange, [view.buffer]
     )
-    found = together(recording, plan, x, lookup(params, keys))
+    found = together(recording, plan, x, key_lookup(Evaluator(params, keys)))
     assert np.array_equal(found, expected.batch.data)
 
 

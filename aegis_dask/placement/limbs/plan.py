@@ -42,7 +42,7 @@ class LimbProgram:
         """Return where the limbs of every device are among those of an output."""
         s, view = self.schedule, self.outputs[node]
         limbs = s.limbs_of(view)
-        return [[i for i, p in enumerate(limbs) if s.owner(p) == d] for d in range(s.devices)]
+        return [s.positions(limbs, d) for d in range(s.devices)]
 
     def compute(self, task: Task, inputs: Sequence[Any], shard: Shard) -> Any:
         """Return what a task gives: a `State`, limbs for the others, or limbs of an output."""
@@ -129,8 +129,7 @@ class _Tasks:
             last.append([])
             for node in nodes:
                 buffer = self.known.inputs[node]
-                owned = s.owned(s.limbs(buffer), d)
-                rows = tuple(i for i, p in enumerate(s.limbs(buffer)) if p in owned)
+                rows = tuple(s.positions(s.limbs(buffer), d))
                 stage = self.program.nodes[node].stage
                 size = self.bytes(buffer, len(rows))
                 more = {"results": (node,), "limbs": rows, "payload": size}

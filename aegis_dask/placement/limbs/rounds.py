@@ -127,6 +127,10 @@ class Schedule:
         """Return those of some primes whose limbs are a device's own."""
         return [i for i in primes if self.owner(i) == device]
 
+    def positions(self, primes: Sequence[int], device: int) -> list[int]:
+        """Return where those of `owned` are among the primes."""
+        return [i for i, p in enumerate(primes) if self.owner(p) == device]
+
     def held(self, buffer: int, device: int) -> list[int]:
         """Return the primes of a buffer's limbs that a device has, in order."""
         all_have = self.everywhere.get(buffer, frozenset())

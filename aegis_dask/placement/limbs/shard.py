@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.placement.limbs.rounds import Round, Schedule, Step
 from aegis_dask.placement.limbs.trace import KeyPart, PerLimb, Primes, View
 from aegis_dask.ring.backend import Array, Ring
@@ -22,6 +23,20 @@ class Key(NamedTuple):
 
 
 KeyLookup = Callable[[KeyPart], Key]
+
+
+def key_lookup(evaluator: Evaluator) -> KeyLookup:
+    """Return what finds the keys of an evaluator."""
+    keys, levels = evaluator.keys, evaluator.levels
+
+    def find(part: KeyPart) -> Key:
+        if part.element is None:
+            key = keys.for_multiplication(part.level)
+        else:
+            key = keys.for_element(part.element, part.level)
+        return Key(key.b, key.a, levels.key_rows(key.level, part.level))
+
+    return find
 
 
 class State(dict[int, Array]):
@@ -119,12 +134,7 @@ class Shard:
 
     def rows(self, view: View, primes: Sequence[int]) -> Array:
         """Return a copy of the limbs of some primes, in that order."""
-        x, held = self._view(view)
-        position = {p: i for i, p in enumerate(held)}
-        out = self.ring.empty((*x.shape[:-2], len(primes), x.shape[-1]))
-        for row, p in enumerate(primes):
-            out[..., row, :] = x[..., position[p], :]
-        return out
+        return self._whole(view, None, primes)
 
     def _operand(self, x: Any, primes: Sequence[int] | None) -> Any:
         if isinstance(x, View):
@@ -133,8 +143,7 @@ class Shard:
             return self.schedule.owned(x.indices, self.device)
         if isinstance(x, PerLimb):
             assert primes is not None
-            rows = [i for i, p in enumerate(primes) if self.schedule.owner(p) == self.device]
-            return np.ascontiguousarray(x.values[rows])
+            return np.ascontiguousarray(x.values[self.schedule.positions(primes, self.device)])
         return x
 
     # -- instructions ------------------------------------------------------------------------
@@ -220,7 +229,7 @@ class Shard:
         out, held = self._begin(step)
         if not held:
             return
-        limbs, where = self.schedule.limbs_of(view), {}
+        limbs = self.schedule.limbs_of(view)
         targets = [int(i) for i in constants.conversion.targets]
         kept = [
             limbs[r] for p, r in zip(targets, constants.target_rows, strict=True)
@@ -229,10 +238,10 @@ class Shard:
         special = len(self.schedule.chain.primes)
         leaving = [limbs[r] for r in constants.source_rows]
         order = [p for p in leaving if p < special] + kept
-        x = self._whole(view, step.gathered[0], [*order, *(p for p in leaving if p >= special)])
+        rows = [*order, *(p for p in leaving if p >= special)]
+        x = self._whole(view, step.gathered[0], rows)
         added = None if addend is None else self._whole(addend, step.gathered[1], order)
-        for row, p in enumerate([*order, *(p for p in leaving if p >= special)]):
-            where[p] = row
+        where = {p: row for row, p in enumerate(rows)}
         down = constants.restricted(
             set(held),
             np.array([where[p] for p in leaving], np.int64),

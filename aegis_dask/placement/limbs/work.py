@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import log2, prod
 
-from aegis_dask.placement.limbs.rounds import Schedule, Step
+from aegis_dask.placement.limbs.rounds import Schedule, Step, view_shape
 from aegis_dask.placement.limbs.trace import View
 from aegis_dask.program.symbolic import MAC_SECONDS, NTT_SECONDS, POINT_SECONDS
 
@@ -14,11 +14,14 @@ def seconds(schedule: Schedule, step: Step, device: int) -> float:
     instruction = step.instruction
     n = schedule.chain.ring_degree
     transform, mac = NTT_SECONDS * n * log2(n), MAC_SECONDS * n
-    target = instruction.out if instruction.target is None else instruction.target.buffer
-    if instruction.name in ("empty", "zeros", "from_host") or target is None:
+    if instruction.name in ("empty", "zeros", "from_host"):
         return 0.0
-    made = schedule.buffers[target if instruction.out is None else instruction.out]
-    held = schedule.held(target if instruction.out is None else instruction.out, device)
+    if instruction.out is not None:
+        written = instruction.out
+    else:
+        assert instruction.target is not None
+        written = instruction.target.buffer
+    made, held = schedule.buffers[written], schedule.held(written, device)
     each = prod(made.shape) // max(1, made.shape[made.axis]) // made.shape[-1]
     if instruction.name in ("ntt", "intt"):
         return each * len(held) * transform
@@ -39,16 +42,9 @@ def seconds(schedule: Schedule, step: Step, device: int) -> float:
     if instruction.name in ("gemm", "contract"):
         view = instruction.arguments[0]
         assert isinstance(view, View)
-        terms = _terms(schedule, view)
+        terms = view_shape(schedule.buffers[view.buffer], view)[0]
         factor = 4 / 3 if instruction.name == "contract" else 1
         return float(each * terms * len(held) * factor * mac)
     if instruction.name == "encode_weights":
         return prod(made.shape[1:]) * len(held) * 3e-9
     return each * len(held) * n * POINT_SECONDS
-
-
-def _terms(schedule: Schedule, view: View) -> int:
-    from aegis_dask.placement.limbs.rounds import view_shape
-
-    shape = view_shape(schedule.buffers[view.buffer], view)
-    return shape[0]
