@@ -6,13 +6,14 @@ Commands import what they need when they run, so that ``--help`` and completion 
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from aegis_dask import __version__
 from aegis_dask.cli import calibrate, plan, run, service, showcase
-from aegis_dask.cli.command import command
+from aegis_dask.cli.command import command, repeat_lost_interrupts
 
 app = typer.Typer(
     name="aegis",
@@ -26,6 +27,7 @@ def main() -> None:
     """Run the command that ``sys.argv`` names and exit with its status."""
     # The float64 reference multiplies small matrices, for which OpenBLAS's threads only spin.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.unraisablehook = repeat_lost_interrupts
     app()
 
 

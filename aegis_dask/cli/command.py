@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -40,3 +44,15 @@ def command(body: Callable[P, int | None]) -> Callable[P, None]:
 def complain(message: str, style: str = "") -> None:
     """Print a message to stderr."""
     Console(stderr=True, soft_wrap=True).print(Text(message, style=style))
+
+
+def repeat_lost_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send an interrupt again that fell into a callback, whose exceptions Python ignores.
+
+    Dask has one that the garbage collector calls. It is a `sys.unraisablehook`.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # In a while, and from another thread: here it would be lost once more.
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)

@@ -36,6 +36,7 @@ from aegis_dask.program.simulated import Simulated
 InterpreterFactory = Callable[["Context"], Any]
 """Makes an interpreter on a worker; it is pickled, and called once for each run."""
 
+INDEX = "index.json"
 SHARED: dict[str, Context] = {}
 """Contexts of this process by identifier: workers that are its threads share them."""
 
@@ -140,10 +141,31 @@ def warm_up(context: Context) -> None:
             evaluator.rotate(x, step)
 
 
-def write_context(context: Context, directory: Path) -> None:
-    """Write a context into an empty directory."""
+def write_weights(store: Mapping[str, NDArray[Any]], directory: Path) -> list[Path]:
+    """Write weights into a new directory; return its files, relative to it."""
     directory.mkdir(mode=0o700)
-    index: dict[str, Any] = {"params": None, "bootstrapping": None, "keys": False, "weights": {}}
+    names = {}
+    for i, (name, array) in enumerate(store.items()):
+        names[name] = f"weight-{i:05d}.npy"
+        np.save(directory / names[name], np.ascontiguousarray(array), allow_pickle=False)
+    (directory / INDEX).write_text(json.dumps(names))
+    return files_of(directory)
+
+
+def write_context(context: Context, directory: Path, weights: str = "") -> None:
+    """Write a context into a new directory.
+
+    Parameters
+    ----------
+    context
+        Its weights are not written.
+    directory
+        The directory.
+    weights
+        Name of the directory beside it that `write_weights` has made, if there is one.
+    """
+    directory.mkdir(mode=0o700)
+    index: dict[str, Any] = {"params": None, "bootstrapping": None, "weights": weights}
     if context.params is not None:
         index["params"] = asdict(context.params.literal)
     if context.bootstrapping is not None:
@@ -153,18 +175,18 @@ def write_context(context: Context, directory: Path) -> None:
     elif context.keys is not None:
         save_expanded(context.keys, directory / "keys")
     index["keys"] = context.keys is not None
-    for i, (name, array) in enumerate(context.store.items()):
-        file = f"weight-{i:05d}.npy"
-        np.save(directory / file, np.ascontiguousarray(array), allow_pickle=False)
-        index["weights"][name] = file
-    (directory / "index.json").write_text(json.dumps(index))
+    (directory / INDEX).write_text(json.dumps(index))
 
 
 def read_context(directory: Path) -> Context:
     """Return the context in a directory, its large arrays as maps of the files."""
-    index = json.loads((directory / "index.json").read_text())
+    index = json.loads((directory / INDEX).read_text())
+    store: Mapping[str, NDArray[Any]] = {}
+    if index["weights"]:
+        shared = directory.parent / index["weights"]
+        store = Weights(shared, json.loads((shared / INDEX).read_text()))
     if index["params"] is None:
-        return Context(store=Weights(directory, index["weights"]))
+        return Context(store=store)
     with warnings.catch_warnings():  # the client has been warned
         warnings.simplefilter("ignore", InsecureParametersWarning)
         params = parameters_from_dict(index["params"], index["bootstrapping"])
@@ -174,7 +196,7 @@ def read_context(directory: Path) -> Context:
         params = params.params
     elif index["keys"]:
         keys = open_expanded(directory / "keys", params)
-    return Context(params, keys, Weights(directory, index["weights"]))
+    return Context(params, keys, store)
 
 
 def files_of(directory: Path) -> list[Path]:

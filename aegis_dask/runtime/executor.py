@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
@@ -21,7 +23,7 @@ from aegis_dask import config
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
-from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
+from aegis_dask.errors import ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import MACHINES, Machine, load_machine
 from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
@@ -35,13 +37,15 @@ from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis, analyse
 from aegis_dask.runtime import cluster, plugin
-from aegis_dask.runtime import context as contexts
-from aegis_dask.runtime.context import Context, InterpreterFactory
+from aegis_dask.runtime.checkpoints import Checkpoint, Snapshot, identity
+from aegis_dask.runtime.context import InterpreterFactory
+from aegis_dask.runtime.events import Events
 from aegis_dask.runtime.hosts import Hosts
+from aegis_dask.runtime.loading import Loaded, Loader
 from aegis_dask.runtime.measure import WorkerReport
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
-from aegis_dask.runtime.session import Session, Snapshot, WorkerLostError
+from aegis_dask.runtime.session import Session, WorkerLostError
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
@@ -52,6 +56,8 @@ RESUMES = 3
 """How often a run survives the loss of a worker."""
 JOIN_SECONDS = 30.0
 """How long a run waits for workers that are being restarted."""
+LOAD = "load"
+"""File of `runtime.load`."""
 UNKNOWN_STAGE_SECONDS = 0.1
 """Assumed work of a stage where nothing is known of it."""
 
@@ -97,12 +103,14 @@ class Executor:
         self.machine: Machine | None = None
         self.is_local = client.cluster is not None
         self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
-        self._context = Context()
-        self._name = ""
-        self._opened: set[str] = set()  # workers that have the context
         self._addresses: list[str] = []
         self._hosts = Hosts(client, directory, ship)
         stack.callback(self._hosts.close)
+        self._loader = Loader(client, self._hosts, in_process)
+        stack.callback(self._loader.close)
+        self._own: Loaded | None = None
+        self._events = Events(client)
+        self._lock = threading.RLock()  # of workers and files; runs go on side by side
         on_their_own = self.is_local and not in_process
         client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
         self.prepare()
@@ -266,11 +274,6 @@ class Executor:
 
     def close(self) -> None:
         """Delete files and close the connection, and the cluster if it is our own."""
-        contexts.SHARED.pop(self._name, None)
-        if self._name:
-            with suppress(Exception):  # workers may be gone
-                self.client.run(plugin.close_context, self._name, on_error="ignore")
-            self._name = ""
         self._stack.close()
 
     @property
@@ -311,60 +314,59 @@ class Executor:
         ClusterError
             If workers are missing, or files cannot be brought to them.
         """
-        if keys is not None and params is None:
-            params = keys.evaluation.params if isinstance(keys, BootstrappingKeys) else keys.params
-        old, self._name = self._name, uuid.uuid4().hex[:12]
-        self._context = Context(params, keys, dict(store or {}))
-        self._opened = set()
-        if self._in_process:
-            contexts.SHARED[self._name] = self._context
-            contexts.SHARED.pop(old, None)
-        else:
-            directory = self._hosts.root / self._name
-            contexts.write_context(self._context, directory)
-            self._context.keys = None  # the workers have them in files
-            files = contexts.files_of(directory)
-            for file in files:
-                self._hosts.publish(Path(self._name) / file)
-            if self.client.cluster is not None:
-                size = sum((directory / file).stat().st_size for file in files)
-                cluster.allow_for_maps(self.client, size)
-        if old:
-            self.client.run(plugin.close_context, old, on_error="ignore")
-            if not self._in_process and (self._hosts.root / old).is_dir():
-                for file in contexts.files_of(self._hosts.root / old):
-                    self._hosts.withdraw(Path(old) / file)
-        self._ready()
+        old, self._own = self._own, self.load(params, keys, store)
+        if old is not None:
+            self.unload(old)
 
-    def _ready(self) -> dict[str, str]:
-        """Wait for all workers, and open the context where it is not; return their directories."""
-        found = cluster.wait_for_workers(self.client, self.workers, self.join_seconds)
-        # Workers that have it first: one that joined late is taken if another is gone.
-        ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
-        chosen = set(ordered[: self.workers])
-        self._addresses = [a for a in cluster.in_order(found) if a in chosen]
-        where = self._hosts.sync(self._addresses)
-        opening = [
-            self.client.submit(
-                plugin.open_context,
-                self._name,
-                str(Path(where[a]) / self._name),
-                workers=[a],
-                pure=False,
-                key=f"open-context-{uuid.uuid4().hex}",
-            )
-            for a in self._addresses
-            if a not in self._opened
-        ]
-        try:
-            for future in opening:  # one by one: an interrupted `gather` of several prints errors
-                future.result()
-        except AegisError:
-            raise
-        except Exception as e:
-            raise ClusterError(f"a worker cannot open keys and weights: {e}") from e
-        self._opened |= set(self._addresses)
-        return where
+    @property
+    def _prepared(self) -> Loaded:
+        assert self._own is not None
+        return self._own
+
+    def load(
+        self,
+        params: Parameters | None = None,
+        keys: EvaluationKeys | BootstrappingKeys | None = None,
+        store: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Loaded:
+        """Give the workers what runs of one client need, beside what they have been given before.
+
+        The same weights are given once. Give the result to `run`, and to `unload` in the end.
+
+        Raises
+        ------
+        ClusterError
+            As `prepare`, which does the same for runs that name no context.
+        """
+        with self._lock:
+            loaded = self._loader.load(params, keys, store or {})
+            try:
+                self._ready(loaded)
+            except BaseException:
+                self._loader.unload(loaded)
+                raise
+            return loaded
+
+    def unload(self, loaded: Loaded) -> None:
+        """Take back what `load` has given. No run may use it."""
+        with self._lock:
+            self._loader.unload(loaded)
+
+    def _ready(self, loaded: Loaded) -> dict[str, str]:
+        """Wait for all workers, and open a context where it is not; return their directories.
+
+        In the order in which a run numbers the workers.
+        """
+        with self._lock:
+            found = cluster.wait_for_workers(self.client, self.workers, self.join_seconds)
+            # Those of before first: one that joined late is taken if another is gone.
+            ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
+            chosen = set(ordered[: self.workers])
+            self._addresses = [a for a in cluster.in_order(found) if a in chosen]
+            found_in = self._hosts.sync(self._addresses)
+            where = {address: found_in[address] for address in self._addresses}
+            self._loader.open(loaded, where)
+            return where
 
     # -- runs --------------------------------------------------------------------------------
 
@@ -381,10 +383,11 @@ class Executor:
         machine: Machine | None = None,
         top_level: int | None = None,
         interpreter: str | InterpreterFactory = "encrypted",
+        loaded: Loaded | None = None,
     ) -> Plan:
         """Return the tasks of a program on these workers (see `run`)."""
         sizes = None
-        analysis = self._analyse(program, top_level, interpreter)
+        analysis = self._analyse(program, top_level, interpreter, loaded or self._prepared)
         if analysis is not None:
             sizes = analysis.node_bytes
             if stage_work is None:
@@ -408,13 +411,17 @@ class Executor:
         )
 
     def _analyse(
-        self, program: Program, top_level: int | None, interpreter: str | InterpreterFactory
+        self,
+        program: Program,
+        top_level: int | None,
+        interpreter: str | InterpreterFactory,
+        loaded: Loaded,
     ) -> Analysis | None:
-        params = self._context.params
+        params = loaded.context.params
         if params is None or program.slots != params.slots:
             return None
         try:
-            return analyse(program, self._context.bootstrapping or params, top_level)
+            return analyse(program, loaded.context.bootstrapping or params, top_level)
         except LevelError:
             if interpreter == "encrypted":
                 raise
@@ -436,8 +443,12 @@ class Executor:
         machine: Machine | None = None,
         top_level: int | None = None,
         resumes: int = RESUMES,
+        loaded: Loaded | None = None,
+        plan: Plan | None = None,
+        checkpoint: Path | None = None,
+        cancelled: threading.Event | None = None,
     ) -> Result:
-        """Run a program.
+        """Run a program. Several may run side by side, called from several threads.
 
         The residues of the outputs depend neither on the number of workers nor on the way in which
         the program is cut.
@@ -473,36 +484,68 @@ class Executor:
             How often a run in which a worker is lost is taken up again, once another worker is in
             its place: after the last layer that is finished, with the same residues. Not where the
             worker ran out of memory, which it would again.
+        loaded
+            Keys and weights that `load` has given to the workers; by default those of `prepare`.
+        plan
+            Made before for this program and as many workers (see `plan`, whose settings are then
+            not asked for).
+        checkpoint
+            Directory for what is finished, layer by layer. A run that finds a checkpoint of its
+            own, of the same program, plan and inputs, goes on there; when it ends, the checkpoint
+            is deleted.
+        cancelled
+            Ends the run when it is set.
 
         Raises
         ------
         ProgramError
             If inputs are missing or unknown.
+        RunCancelledError
+            If it was cancelled.
         ClusterError
             If a task fails (the error of the task is its cause), or a worker is lost once too often
             or not replaced. The cluster is left clean, for another run.
         """
         _check_inputs(program, inputs)
-        where = self._ready()
+        loaded = loaded or self._prepared
+        where = self._ready(loaded)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
-        plan = self.plan(
-            program,
-            place=place,
-            stage_work=stage_work,
-            target_seconds=target_seconds,
-            least_seconds=least_seconds,
-            replicated=replicated,
-            everywhere=everywhere,
-            machine=machine,
-            top_level=top_level,
-            interpreter=interpreter,
-        )
+        if plan is None:
+            plan = self.plan(
+                program,
+                place=place,
+                stage_work=stage_work,
+                target_seconds=target_seconds,
+                least_seconds=least_seconds,
+                replicated=replicated,
+                everywhere=everywhere,
+                machine=machine,
+                top_level=top_level,
+                interpreter=interpreter,
+                loaded=loaded,
+            )
+        elif plan.workers != self.workers:
+            raise ClusterError(
+                f"the plan is for {plan.workers} workers, there are {self.workers}; plan again"
+            )
         snapshot = Snapshot() if resumes else None
+        if checkpoint is not None:
+            kind = interpreter if isinstance(interpreter, str) else type(interpreter).__qualname__
+            run = identity(program, plan, inputs, f"{loaded.weights} {kind}")
+            snapshot = Checkpoint.open(checkpoint, run, loaded.context.params)
         for attempt in range(resumes + 1):
             try:
                 result = self._execute(
-                    program, inputs, plan, where, interpreter, progress, snapshot=snapshot
+                    program,
+                    inputs,
+                    plan,
+                    where,
+                    interpreter,
+                    progress,
+                    loaded=loaded,
+                    snapshot=snapshot,
+                    cancelled=cancelled,
                 )
             except WorkerLostError as error:
                 if snapshot is None or attempt == resumes:
@@ -510,8 +553,10 @@ class Executor:
                 logger.warning(
                     "%s; taken up again after %d of the groups of tasks", error, snapshot.groups
                 )
-                where = self._ready()
+                where = self._ready(loaded)
             else:
+                if checkpoint is not None:
+                    shutil.rmtree(checkpoint, ignore_errors=True)
                 return replace(result, resumed=attempt)
         raise AssertionError
 
@@ -524,15 +569,16 @@ class Executor:
             If nothing is encrypted, or the program refreshes ciphertexts.
         """
         _check_inputs(program, inputs)
-        params = self._context.params
+        context = self._prepared.context
+        params = context.params
         if params is None:
             raise ClusterError(
                 "dividing by limbs needs parameters and evaluation keys; give them to "
                 "Executor.prepare first"
             )
         level = max(x.batch.level for x in inputs.values())
-        required = analyse(program, self._context.bootstrapping or params, level).keys
-        return record(program, params, required, inputs, self._context.store)
+        required = analyse(program, context.bootstrapping or params, level).keys
+        return record(program, params, required, inputs, context.store)
 
     def run_by_limbs(
         self,
@@ -563,9 +609,17 @@ class Executor:
         """
         recording = self.record(program, inputs)
         plan, known = plan_by_limbs(recording, self.workers, exchange)
-        where = self._ready()
+        loaded = self._prepared
+        where = self._ready(loaded)
         return self._execute(
-            program, inputs, plan, where, "encrypted", progress, (recording, known)
+            program,
+            inputs,
+            plan,
+            where,
+            "encrypted",
+            progress,
+            (recording, known),
+            loaded=loaded,
         )
 
     def _execute(
@@ -577,27 +631,28 @@ class Executor:
         interpreter: str | InterpreterFactory,
         progress: ProgressCallback | None,
         by_limbs: tuple[Recording, LimbProgram] | None = None,
+        *,
+        loaded: Loaded,
         snapshot: Snapshot | None = None,
+        cancelled: threading.Event | None = None,
     ) -> Result:
         run = uuid.uuid4().hex[:8]
-        addresses = tuple(self._addresses)
-        load = self._hosts.root / f"load-{run}" if self._shares_cores else None
-        if load is not None:
-            load.write_bytes(bytes(len(addresses)))
+        addresses = tuple(where)
         spec = RunSpec(
             run,
-            self._name,
+            loaded.name,
             program,
             plan.tasks,
             interpreter,
             addresses,
-            str(load or ""),
+            self._load_file(),
             by_limbs and by_limbs[1],
         )
-        session = Session(self.client, spec, plan, progress, snapshot)
+        session = Session(self.client, self._events, spec, plan, progress, snapshot, cancelled)
         file = Path(f"run-{run}.pickle")
+        threads = None if loaded.context.params is None else self.threads
         try:
-            self._start(spec, file, where)
+            self._start(spec, file, where, threads)
             pieces = session.execute(inputs)
             reports: dict[str, WorkerReport] = self.client.run(
                 plugin.report_run, run, workers=list(addresses)
@@ -609,9 +664,8 @@ class Executor:
                 "worker that has been restarted is taken up"
             ) from e
         finally:
-            self._hosts.withdraw(file)
-            if load is not None:
-                load.unlink(missing_ok=True)
+            with self._lock:
+                self._hosts.withdraw(file)
             with suppress(Exception):  # workers may be gone
                 self.client.run(plugin.drop_run, run, on_error="ignore")
         if by_limbs is None:
@@ -622,31 +676,42 @@ class Executor:
             if name not in outputs:  # an input that is an output
                 label = next(n for n, i in program.inputs.items() if i == node)
                 outputs[name] = inputs[label]
-        return self._result(session, outputs, reports)
+        return self._result(session, outputs, reports, loaded.context.params)
 
     @property
     def _shares_cores(self) -> bool:
         """Whether the workers are processes that we have started on this machine."""
         return self.is_local and not self._in_process and self.workers > 1
 
-    def _start(self, spec: RunSpec, file: Path, where: dict[str, str]) -> None:
+    def _load_file(self) -> str:
+        """Return the file in which workers that share this machine say what they do, or ""."""
+        if not self._shares_cores:
+            return ""
+        path = self._hosts.root / LOAD
+        with self._lock:
+            if not path.exists():
+                path.write_bytes(bytes(self.workers))
+        return str(path)
+
+    def _start(self, spec: RunSpec, file: Path, where: dict[str, str], threads: int | None) -> None:
         (self._hosts.root / file).write_bytes(cloudpickle.dumps(spec))
-        self._hosts.publish(file)
-        self._hosts.sync(list(spec.addresses))
+        with self._lock:
+            self._hosts.publish(file)
+            self._hosts.sync(list(spec.addresses))
         paths: dict[str, list[str]] = {}
         for address in spec.addresses:
             paths.setdefault(str(Path(where[address]) / file), []).append(address)
         for path, workers in paths.items():
-            self.client.run(plugin.start_run, path, self._kernel_threads, workers=workers)
-
-    @property
-    def _kernel_threads(self) -> int | None:
-        return None if self._context.params is None else self.threads
+            self.client.run(plugin.start_run, path, threads, workers=workers)
 
     def _result(
-        self, session: Session, outputs: dict[str, Any], reports: dict[str, WorkerReport]
+        self,
+        session: Session,
+        outputs: dict[str, Any],
+        reports: dict[str, WorkerReport],
+        params: Parameters | None,
     ) -> Result:
-        params, kind = self._context.params, session.spec.interpreter
+        kind = session.spec.interpreter
         about = {
             "program": repr(session.program),
             "parameters": "none: nothing is encrypted" if params is None else repr(params),

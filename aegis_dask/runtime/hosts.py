@@ -62,16 +62,18 @@ class Hosts:
         self._published[str(relative)] = None
 
     def withdraw(self, relative: Path) -> None:
-        """Delete a file here and on all hosts."""
-        self._published.pop(str(relative), None)
-        with suppress(OSError):
-            (self.root / relative).unlink()
+        """Delete a file, or a directory with all that is in it, here and on all hosts."""
+        below = f"{relative}/"
+        for name in [n for n in self._published if n == str(relative) or n.startswith(below)]:
+            del self._published[name]
+        _remove(str(self.root / relative))
         for host in self._hosts:
-            if not host.is_ours and str(relative) in host.sent and host.workers:
-                host.sent.discard(str(relative))
+            sent = {n for n in host.sent if n == str(relative) or n.startswith(below)}
+            if not host.is_ours and sent and host.workers:
+                host.sent -= sent
                 path = str(Path(host.directory) / relative)
                 with suppress(Exception):  # the worker may be gone
-                    self.client.run(_unlink, path, workers=host.workers[:1])
+                    self.client.run(_remove, path, workers=host.workers[:1])
 
     def sync(self, addresses: list[str]) -> dict[str, str]:
         """Bring all published files to the hosts of workers; return worker -> directory."""
@@ -182,8 +184,12 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unlink(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
+def _remove(path: str) -> None:
+    if Path(path).is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            Path(path).unlink()
 
 
 def _remove_tree(path: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from distributed import Client
@@ -18,7 +18,9 @@ from aegis_dask.errors import ClusterError
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.runtime import plugin
+from aegis_dask.runtime.checkpoints import Snapshot
 from aegis_dask.runtime.cluster import workers_of
+from aegis_dask.runtime.events import Events
 from aegis_dask.runtime.graph import (
     IN_FLIGHT,
     Group,
@@ -31,7 +33,7 @@ from aegis_dask.runtime.graph import (
 from aegis_dask.runtime.progress import Progress, ProgressCallback
 from aegis_dask.runtime.serialization import payload_bytes
 from aegis_dask.runtime.values import limbs_of, rows_of
-from aegis_dask.runtime.worker import TOPIC, RunSpec, TaskError
+from aegis_dask.runtime.worker import RunSpec, TaskError
 
 POLL_SECONDS = 2.0
 """How often the workers are looked at, beside the scheduler's messages."""
@@ -48,20 +50,8 @@ class WorkerLostError(ClusterError):
     """A worker of a run is gone; the run can be taken up again."""
 
 
-@dataclass
-class Snapshot:
-    """What a run has finished: results of its groups that later ones need, fetched by the client.
-
-    Attributes
-    ----------
-    groups
-        How many groups are finished, from the first.
-    values
-        Task -> what it gave.
-    """
-
-    groups: int = 0
-    values: dict[int, Any] = field(default_factory=dict)
+class RunCancelledError(ClusterError):
+    """Somebody wanted the run to end."""
 
 
 class Session:
@@ -69,25 +59,29 @@ class Session:
 
     Parameters
     ----------
-    client
-        Client of the cluster.
+    client, hub
+        Client of the cluster, and what tells of its events.
     spec, plan
         What runs, as the workers know it.
     progress
         Called with the progress, if given.
     snapshot
         Where to begin, and where to note what is finished; nothing is noted without one.
+    cancelled
+        Ends the run when it is set.
     """
 
     def __init__(
         self,
         client: Client,
+        hub: Events,
         spec: RunSpec,
         plan: Plan,
         progress: ProgressCallback | None,
         snapshot: Snapshot | None = None,
+        cancelled: threading.Event | None = None,
     ) -> None:
-        self.snapshot = snapshot
+        self._hub, self.snapshot, self._cancelled = hub, snapshot, cancelled
         self.client, self.spec, self.plan, self.progress = client, spec, plan, progress
         self.program, self.tasks = spec.program, plan.tasks
         self.keys: list[Key] = make_keys(self.program, self.tasks, spec.run)
@@ -122,11 +116,11 @@ class Session:
         Raises
         ------
         ClusterError
-            If a task fails or a worker is lost. The cluster is left clean.
+            If a task fails or a worker is lost, or the run is cancelled. The cluster is left clean.
         KeyboardInterrupt
             If the user interrupts; then too.
         """
-        with self._listening():
+        with self._hub.listening(lambda kind, content: self.events.put((kind, content))):
             try:
                 self._look_at_workers()
                 self._send(inputs)
@@ -143,22 +137,6 @@ class Session:
                 self.futures.clear()
 
     # -- events ------------------------------------------------------------------------------
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        topics = {TOPIC: "task", "all": "cluster", "worker-restart-memory": "memory"}
-        for topic, name in topics.items():
-
-            def put(event: tuple[float, Any], name: str = name) -> None:
-                self.events.put((name, event[1]))
-
-            self.client.subscribe_topic(topic, put)
-        try:
-            yield
-        finally:
-            for topic in topics:
-                with suppress(Exception):  # the client may have lost its scheduler
-                    self.client.unsubscribe_topic(topic)
 
     def _wait(self, timeout: float) -> None:
         """Handle the events there are, waiting for the first."""
@@ -232,6 +210,8 @@ class Session:
                 self._submit(waiting[0])
                 running.append(waiting.pop(0))
             self._wait(min(0.5, POLL_SECONDS))
+            if self._cancelled is not None and self._cancelled.is_set():
+                raise RunCancelledError("the run was cancelled")
             finished = [g for g in running if self.done.issuperset(g.wanted)]
             if finished:
                 running = [g for g in running if g not in finished]
@@ -257,8 +237,7 @@ class Session:
         values = self.snapshot.values
         missing = [i for i in needed if i not in values]
         new = dict(zip(missing, self._gather(missing), strict=True))
-        self.snapshot.values = {i: values[i] if i in values else new[i] for i in needed}
-        self.snapshot.groups = first
+        self.snapshot.update(first, {i: values[i] if i in values else new[i] for i in needed})
 
     def _has_room(self, running: Sequence[Group], group: Group) -> bool:
         if self.snapshot is not None:  # what is in flight is lost with a worker

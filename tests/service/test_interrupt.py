@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis_dask.cli.command import repeat_lost_interrupts
 from tests.service.conftest import TEXT
 from tests.service.memory import descendants
 
@@ -55,3 +57,20 @@ def test_an_interrupt_ends_a_run_and_leaves_no_process(checkpoint: Path) -> None
     while left := [p for p in processes if Path(f"/proc/{p}").exists()]:
         assert time.monotonic() < deadline, f"processes {left} are left"
         time.sleep(0.1)
+
+
+def test_an_interrupt_in_a_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", repeat_lost_interrupts)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(phase: str, info: object) -> None:
+        gc.callbacks.remove(interrupted)
+        raise KeyboardInterrupt
+
+    gc.callbacks.append(interrupted)
+    try:
+        gc.collect()  # the exception is ignored
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, handler)

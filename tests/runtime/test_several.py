@@ -1,0 +1,132 @@
+"""Several clients on one cluster: keys of each, runs side by side, cancelling one of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aegis_dask.ckks.encryptor import Encryptor
+from aegis_dask.ckks.evaluator import Evaluator
+from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
+from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.errors import ClusterError
+from aegis_dask.program.encrypted import CipherArray, Encrypted
+from aegis_dask.program.interpreter import run
+from aegis_dask.program.symbolic import analyse
+from aegis_dask.runtime.executor import Executor
+from aegis_dask.runtime.loading import Loaded
+from aegis_dask.runtime.session import RunCancelledError
+from tests.runtime.programs import SLOTS, SlowFactory, chain, integers, model
+
+PROGRAM, STORE = model()
+PARAMS = Parameters.preset("insecure-n10-d40")
+
+
+@dataclass
+class Someone:
+    """A client: evaluation keys, an input and the result."""
+
+    keys: EvaluationKeys
+    x: CipherArray
+    expected: CipherArray
+
+
+def someone() -> Someone:
+    needed = analyse(PROGRAM, PARAMS).keys
+    generator = KeyGenerator(PARAMS)
+    secret = generator.secret_key()
+    keys = generator.evaluation_keys(
+        secret, rotations=list(needed.rotations), conjugation=needed.conjugation is not None
+    )
+    slots = integers(PROGRAM) * 0.01
+    x = CipherArray(Encryptor(PARAMS, secret).encrypt(slots.reshape(-1, SLOTS)), slots.shape[:-1])
+    expected = run(PROGRAM, Encrypted(Evaluator(PARAMS, keys)), {"x": x}, STORE)
+    return Someone(keys, x, expected["y"])
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with Executor.local(workers=2, threads_per_worker=1, processes=request.param) as executor:
+        yield executor
+
+
+def files(executor: Executor) -> set[str]:
+    return {p.name for p in executor._hosts.root.iterdir()} - {"probe", "load"}
+
+
+def test_clients_with_keys_of_their_own_run_side_by_side(executor: Executor) -> None:
+    before = files(executor)
+    people = [someone() for _ in range(3)]
+    loaded = [executor.load(PARAMS, p.keys, STORE) for p in people]
+    assert sum(n.startswith("weights-") for n in files(executor)) <= 1  # once for all
+
+    def one(i: int) -> CipherArray:
+        who = i % len(people)
+        result = executor.run(PROGRAM, {"x": people[who].x}, loaded=loaded[who])
+        return result.outputs["y"]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(one, range(8)))
+    for i, value in enumerate(found):
+        assert np.array_equal(value.batch.data, people[i % len(people)].expected.batch.data)
+    for each in loaded:
+        executor.unload(each)
+        executor.unload(each)
+    assert files(executor) == before
+    assert not executor.client.futures
+
+
+def start(executor: Executor, **options: object) -> tuple[threading.Thread, list[BaseException]]:
+    """Run in a thread; return it and the list that will hold what the run raises."""
+    raised: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            executor.run(PROGRAM_SLOW, {"x": X}, **options)  # type: ignore[arg-type]
+        except BaseException as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    return thread, raised
+
+
+PROGRAM_SLOW = chain(16)
+X = np.arange(4 * SLOTS).reshape(4, SLOTS) + 0j
+
+
+def test_a_run_is_cancelled_and_another_goes_on(executor: Executor, tmp_path: Path) -> None:
+    logs = [tmp_path / "first", tmp_path / "second"]
+    for log in logs:
+        log.write_text("")
+    event = threading.Event()
+    options = {"stage_work": [1.0] * len(PROGRAM_SLOW.stages)}
+    first, raised = start(
+        executor, interpreter=SlowFactory(logs[0], 0.05), cancelled=event, **options
+    )
+    second, others = start(executor, interpreter=SlowFactory(logs[1], 0.01), **options)
+    while not logs[0].read_text() and first.is_alive():
+        time.sleep(0.01)
+    event.set()
+    first.join(30)
+    second.join(30)
+    assert [type(e) for e in raised] == [RunCancelledError]
+    assert not others
+    assert len(logs[0].read_text().split()) < 16 * 4
+    assert not executor.client.futures
+
+
+def test_a_plan_for_other_workers_is_refused(executor: Executor) -> None:
+    loaded: Loaded = executor.load()
+    plan = executor.plan(PROGRAM_SLOW, loaded=loaded)
+    other = type(plan)(plan.tasks, plan.outputs, 3)
+    with pytest.raises(ClusterError, match="for 3 workers, there are 2"):
+        executor.run(PROGRAM_SLOW, {"x": X}, loaded=loaded, plan=other)
+    executor.unload(loaded)
