@@ -77,3 +77,7 @@ class RangeError(AegisError, ValueError):
 
 class ClusterError(AegisError):
     """The cluster cannot run a program: unreachable, workers missing, a task or a worker failed."""
+
+
+class ServiceError(AegisError):
+    """A service refuses, cannot be reached, or has no such thing; or a quota is used up."""

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from aegis_dask import __version__
-from aegis_dask.cli import calibrate, plan, run, service, showcase
+from aegis_dask.cli import calibrate, plan, remote, run, serve, service, showcase
 from aegis_dask.cli.command import command, repeat_lost_interrupts
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ def _options(
 
 
 _TRY, _LOCAL, _REMOTE = "Try it", "Client and server in one", "Client and server apart"
+_SERVICE = "A service for many clients"
 
 for body, panel in (
     (showcase.demo, _TRY),
@@ -62,5 +63,9 @@ for body, panel in (
     (service.encrypt, _REMOTE),
     (service.evaluate, _REMOTE),
     (service.decrypt, _REMOTE),
+    (serve.serve, _SERVICE),
 ):
     app.command(rich_help_panel=panel)(command(body))
+
+app.add_typer(serve.clients, name="clients", rich_help_panel=_SERVICE)
+app.add_typer(remote.remote, name="remote", rich_help_panel=_SERVICE)

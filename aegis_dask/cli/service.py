@@ -127,7 +127,7 @@ def encrypt(
 
     terminal = Terminal(as_json)
     check_new(out)
-    opened = _open_client(client, model, sha256, graph, terminal)
+    opened = open_client(client, model, sha256, graph, terminal)
     ids = Tokenizer.for_model(opened.job.model).encode(text)
     with terminal.step("Checking the text and encrypting"):
         prepared = local.prepare(opened.job, ids)
@@ -224,7 +224,7 @@ def decrypt(
 
     terminal = Terminal(as_json)
     check_writable(output)
-    opened = _open_client(client, model, sha256, graph, terminal)
+    opened = open_client(client, model, sha256, graph, terminal)
     with terminal.step("Decrypting"):
         values = opened.read_response(response)
     result: dict[str, Any] = {"tokens": values.shape[0], "features": values.shape[1]}
@@ -249,13 +249,14 @@ def decrypt(
     terminal.json({**result, "output": None if output is None else str(output)})
 
 
-def _open_client(
+def open_client(
     directory: Path,
     model: Path | None,
     sha256: str | None,
     graph: str | None,
     terminal: Terminal,
 ) -> Client:
+    """Read a client's folder with one's own copy of model and graph."""
     from aegis_dask.service.client import JOB, Client
     from aegis_dask.service.files import read_json
 

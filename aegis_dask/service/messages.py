@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -87,18 +88,26 @@ class Message:
             )
         with reading(directory / DATA):
             batch = load(directory / DATA, job.params, expect=Ciphertext)
-        _check(batch, prod(shape), level, directory / DATA)
+        check_batch(batch, shape, level, str(directory / DATA))
         return cls(job.fingerprint, length, CipherArray(batch, shape))
 
 
-def _check(batch: Ciphertext, count: int, level: int | None, path: Path) -> None:
+def check_batch(batch: Ciphertext, shape: Sequence[int], level: int | None, what: str) -> None:
+    """Check that ciphertexts from elsewhere have the layout, and perhaps the level, of a job.
+
+    Raises
+    ------
+    SerializationError
+        If they have not; `what` names them.
+    """
+    count = prod(shape)
     if batch.batch != count or batch.components != 2:
         raise SerializationError(
-            f"{path} holds {batch.batch} ciphertexts of {batch.components} components, {count} of "
+            f"{what} holds {batch.batch} ciphertexts of {batch.components} components, {count} of "
             "2 are expected"
         )
     if level is not None and (batch.level != level or not batch.is_canonical):
         raise SerializationError(
-            f"{path} holds ciphertexts at level {batch.level} with scale 2^{batch.scale.log2:.2f}, "
+            f"{what} holds ciphertexts at level {batch.level} with scale 2^{batch.scale.log2:.2f}, "
             f"the job takes level {level} with its own scale; encrypt again"
         )

@@ -1,0 +1,380 @@
+"""A client of the service: what travels is what `service.client` writes into files."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ckks.objects import Ciphertext
+from aegis_dask.ckks.serialization import dumps, loads
+from aegis_dask.errors import SerializationError, ServiceError
+from aegis_dask.program.encrypted import CipherArray
+from aegis_dask.service.client import Client
+from aegis_dask.service.job import Job
+from aegis_dask.service.messages import check_batch
+
+TOKEN = "AEGIS_TOKEN"
+"""Environment variable with the token."""
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+RETRIES = 5
+WAIT_SECONDS = 20.0
+ENDED = ("done", "failed", "cancelled")
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A job at the service.
+
+    Attributes
+    ----------
+    id, state
+        Identifier, and ``queued``, ``running``, ``done``, ``failed`` or ``cancelled``.
+    position
+        In the queue, from 1; None if it does not wait.
+    share, stage
+        How far it is, 0 to 1, and the operator that has just finished.
+    length
+        Tokens of the text.
+    error
+        Why it failed, or "".
+    created, started, finished
+        Seconds since 1970 on the service's clock; None if not yet.
+    changes
+        For `RemoteService.wait`.
+    """
+
+    id: str
+    state: str
+    position: int | None
+    share: float
+    stage: str
+    length: int
+    error: str
+    created: float
+    started: float | None
+    finished: float | None
+    changes: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ENDED
+
+
+class RemoteService:
+    """A service, by its address.
+
+    Parameters
+    ----------
+    url
+        For example ``https://aegis.example.org:8765``. Beyond this machine it must be https.
+    token
+        That the operator gave you; from the environment variable ``AEGIS_TOKEN`` by default.
+    ca
+        Certificate of the authority that has signed the service's, if it is not a public one.
+    timeout
+        Seconds without an answer after which the service is taken for unreachable.
+
+    Raises
+    ------
+    ServiceError
+        If the address is none, or would send the token in the clear.
+
+    Examples
+    --------
+    >>> with RemoteService("https://aegis.example.org:8765", token) as service:  # doctest: +SKIP
+    ...     keys = service.register(client)
+    ...     y = service.run(client, keys, x)
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        ca: Path | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ServiceError(f"{url!r} is no address of a service; give https://HOST:PORT")
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ServiceError(
+                f"{url} would send your token and data in the clear; use https (plain http is for "
+                "this machine only)"
+            )
+        token = token or os.environ.get(TOKEN)
+        if not token:
+            raise ServiceError(
+                f"no token is given; ask the operator for one, and put it into {TOKEN}"
+            )
+        self.url = url.rstrip("/")
+        try:
+            verify = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        except (OSError, ssl.SSLError) as e:
+            raise ServiceError(f"the certificate {ca} cannot be used: {e}") from None
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout,
+            verify=verify,
+        )
+
+    def __enter__(self) -> RemoteService:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # -- what the service has ----------------------------------------------------------------
+
+    def offers(self) -> list[dict[str, Any]]:
+        """Return what the service computes: graph, model, tokens, sizes, fingerprint."""
+        return list(self._ask("GET", "/v1/offers"))
+
+    def describe(self, fingerprint: str) -> dict[str, Any]:
+        """Return the description of a job, for `service.job.read_job`."""
+        return dict(self._ask("GET", f"/v1/offers/{fingerprint}"))
+
+    def key_sets(self) -> list[dict[str, Any]]:
+        """Return the evaluation keys that you have registered."""
+        return list(self._ask("GET", "/v1/keys"))
+
+    def remove_keys(self, identifier: str) -> None:
+        """Delete evaluation keys at the service."""
+        self._ask("DELETE", f"/v1/keys/{identifier}")
+
+    def jobs(self) -> list[Status]:
+        """Return your jobs, the oldest first."""
+        return [_status(data) for data in self._ask("GET", "/v1/jobs")]
+
+    # -- jobs --------------------------------------------------------------------------------
+
+    def register(self, job: Job, keys: Path) -> str:
+        """Send evaluation keys, once; return their identifier at the service.
+
+        Parameters
+        ----------
+        job
+            An offer of the service.
+        keys
+            File of the keys, of a bundle that `Client.save_bundle` has written.
+
+        Raises
+        ------
+        ServiceError
+            If the service does not offer the job, or refuses the keys.
+        """
+        size = keys.stat().st_size
+        # As a stream: keys may be larger than memory has room for.
+        answer = self._ask(
+            "POST",
+            "/v1/keys",
+            params={"offer": job.fingerprint},
+            content=lambda: _chunks(keys),
+            headers={"Content-Length": str(size)},
+        )
+        return str(answer["id"])
+
+    def submit(self, keys: str, x: CipherArray, length: int) -> Status:
+        """Send an encrypted input; return the job, which the service will not forget.
+
+        Raises
+        ------
+        ServiceError
+            If it is refused, or a quota is used up.
+        """
+        data = dumps(x.batch)
+        parameters = {"keys": keys, "length": length}
+        return _status(self._ask("POST", "/v1/jobs", params=parameters, content=lambda: data))
+
+    def status(self, identifier: str) -> Status:
+        """Return a job.
+
+        Raises
+        ------
+        ServiceError
+            If there is none.
+        """
+        return _status(self._ask("GET", f"/v1/jobs/{identifier}"))
+
+    def wait(
+        self,
+        identifier: str,
+        *,
+        timeout: float | None = None,
+        watch: Callable[[Status], None] | None = None,
+    ) -> Status:
+        """Return a job when it has ended.
+
+        Parameters
+        ----------
+        identifier
+            The job.
+        timeout
+            Seconds to wait at most.
+        watch
+            Called with whatever is new.
+
+        Raises
+        ------
+        ServiceError
+            If it has not ended in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        status = self.status(identifier)
+        while True:
+            if watch is not None:
+                watch(status)
+            left = WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+            if status.has_ended:
+                return status
+            if left <= 0:
+                raise ServiceError(
+                    f"job {identifier} is {status.state} after {timeout:g} s; wait longer, or "
+                    "fetch its result later"
+                )
+            seen: dict[str, Any] = {"state": status.state, "changes": status.changes}
+            seen["wait"] = min(left, WAIT_SECONDS)
+            status = _status(self._ask("GET", f"/v1/jobs/{identifier}", params=seen))
+
+    def result(self, identifier: str, job: Job) -> CipherArray:
+        """Fetch an encrypted result.
+
+        Raises
+        ------
+        ServiceError
+            If there is none, with the reason.
+        SerializationError
+            If it is damaged or not of this job.
+        """
+        with self._trouble():
+            response = self._retried("GET", f"/v1/jobs/{identifier}/result")
+        batch = loads(bytearray(response.content), job.params, expect=Ciphertext)
+        check_batch(batch, job.layout.shape, None, "the result")
+        return CipherArray(batch, job.layout.shape)
+
+    def cancel(self, identifier: str) -> None:
+        """Cancel a job, or forget one that has ended, with its result."""
+        self._ask("DELETE", f"/v1/jobs/{identifier}")
+
+    def run(
+        self,
+        client: Client,
+        keys: str,
+        x: Float,
+        *,
+        timeout: float | None = None,
+        watch: Callable[[Status], None] | None = None,
+    ) -> Float:
+        """Encrypt hidden states, let the service compute, fetch and decrypt the result.
+
+        Parameters
+        ----------
+        client
+            Has the secret key.
+        keys
+            From `register`.
+        x
+            Float64 ``[length, features]``.
+        timeout, watch
+            As for `wait`.
+
+        Raises
+        ------
+        ServiceError
+            If the job fails, or has not ended in time.
+        """
+        job = self.submit(keys, client.encrypt(x), len(x))
+        ended = self.wait(job.id, timeout=timeout, watch=watch)
+        if ended.state != "done":
+            raise ServiceError(f"job {job.id} has {ended.state}: {ended.error or 'by request'}")
+        return client.decrypt(self.result(job.id, client.job), len(x))
+
+    # -- HTTP --------------------------------------------------------------------------------
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        with self._trouble():
+            response = self._retried(method, path, **options)
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            raise ServiceError(
+                f"what answers at {self.url} is no service of this library; check the address"
+            ) from None
+
+    def _retried(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Ask again while there is no connection: every request may be repeated."""
+        content = options.pop("content", None)
+        for attempt in range(RETRIES):
+            body = None if content is None else content()
+            try:
+                response = self._http.request(method, path, content=body, **options)
+                break
+            except (httpx2.ConnectError, httpx2.RemoteProtocolError, httpx2.ReadError) as e:
+                if (
+                    attempt == RETRIES - 1
+                    or isinstance(e.__cause__, ssl.SSLError)
+                    or "CERT" in str(e)
+                ):
+                    raise
+                time.sleep(min(5.0, 0.5 * 2**attempt))
+        if response.is_error:
+            raise ServiceError(f"the service at {self.url} refuses: {_detail(response)}")
+        return response
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.TransportError as e:
+            raise ServiceError(
+                f"the service at {self.url} cannot be reached: {e or type(e).__name__}; check "
+                "address, certificate and network"
+            ) from e
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            yield chunk
+
+
+def _detail(response: httpx2.Response) -> str:
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"status {response.status_code}"
+    if isinstance(detail, list):  # of the framework's own checks
+        detail = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in detail)
+    return str(detail)
+
+
+def _status(data: Any) -> Status:
+    try:
+        return Status(**{name: data[name] for name in Status.__dataclass_fields__})
+    except (KeyError, TypeError):
+        raise SerializationError("the service's answer does not describe a job") from None

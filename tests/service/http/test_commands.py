@@ -1,0 +1,133 @@
+"""``aegis serve``, ``clients`` and ``remote``, as somebody would type them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, refused
+
+ROOT = Path(__file__).parents[3]
+
+
+@contextmanager
+def service(checkpoint: Path, state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run ``aegis serve`` in a process of its own; give it and its address."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "aegis_dask.cli", "serve", "feed_forward", "--insecure"),
+            *("--model", str(checkpoint), "--state", str(state), "--port", "0"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = ""
+        for line in process.stdout:
+            if line.startswith("Listening on "):
+                url = line.split()[-1]
+                break
+        assert url, process.communicate()[1]
+        yield process, url
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_a_service_is_used_killed_and_started_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, job = tmp_path / "state", tmp_path / "job"
+    added = aegis("clients", "add", "alice", "--state", state)
+    assert added.exit_code == 0
+    monkeypatch.setenv("AEGIS_TOKEN", added.stdout.strip())
+    own = ("--model", checkpoint, "--keys", job)
+    with service(checkpoint, state) as (process, url):
+        (offer,) = json_of("remote", "offers", "--service", url)["offers"]
+        assert (offer["graph"], offer["tokens"], offer["is_secure"]) == ("feed_forward", 32, False)
+        register = ("remote", "register", "feed_forward", "--service", url, "--out")
+        registered = json_of(*register, job, "--model", checkpoint)
+        assert {f.name for f in job.iterdir()} == {"client", "service.json"}
+        assert "exists, and is never overwritten" in refused(*register, job)
+        message = refused(*register[:2], "bert_layer", *register[3:], tmp_path / "other")
+        assert "offers bert_layer on all-MiniLM-L6-v2 not at all" in message
+        assert not (tmp_path / "other").exists()
+        run = json_of("remote", "run", *own, "--text", TEXT, "--output", tmp_path / "y.npy")
+        assert run["precision"]["max_error"] < TOLERANCE
+        assert np.load(tmp_path / "y.npy").shape == (run["tokens"], run["features"])
+        accepted = json_of("remote", "submit", *own, "--text", TEXT)["job"]
+        process.send_signal(signal.SIGKILL)  # workers notice, and end
+        process.wait()
+    monkeypatch.setattr("aegis_dask.service.http.remote.RETRIES", 1)
+    assert "cannot be reached" in refused("remote", "jobs", "--keys", job)
+    with service(checkpoint, state) as (process, url):
+        where = (job / "service.json").read_text()
+        (job / "service.json").write_text(where.replace(run_url(where), url))
+        ended = json_of("remote", "fetch", accepted, *own)
+        assert ended["tokens"] == run["tokens"]
+        (mine,) = json_of("clients", "list", "--state", state)["clients"]
+        assert (mine["client"], mine["key_sets"], mine["jobs"]) == ("alice", 1, 2)
+        assert aegis("remote", "cancel", accepted, "--keys", job).exit_code == 0
+        (left,) = json_of("remote", "jobs", "--keys", job)["jobs"]
+        assert left["id"] == run["job"]
+        assert "you have no job" in refused("remote", "cancel", accepted, "--keys", job)
+        assert aegis("clients", "remove", "alice", "--state", state).exit_code == 0
+        assert "a token is needed" in refused("remote", "jobs", "--keys", job)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert registered["keys"]
+
+
+def run_url(where: str) -> str:
+    return next(word for word in where.split('"') if word.startswith("http"))
+
+
+def serve_refused(checkpoint: Path, tmp_path: Path, *options: str | Path) -> str:
+    given = ("--model", checkpoint, "--insecure", "--state", tmp_path / "state")
+    return refused("serve", "feed_forward", *given, *options)
+
+
+def test_what_cannot_be_served_is_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    message = serve_refused(checkpoint, tmp_path, "--host", "0.0.0.0")
+    assert "is beyond this machine: clients' tokens would travel in the clear" in message
+    message = serve_refused(checkpoint, tmp_path, "--certificate", tmp_path / "c.pem")
+    assert "--certificate and --key belong together" in message
+    both = ("--certificate", tmp_path / "c.pem", "--key", tmp_path / "k.pem")
+    assert "there is no file" in serve_refused(checkpoint, tmp_path, *both)
+    assert "--length is 64" in serve_refused(checkpoint, tmp_path, "--length", "64")
+
+
+def test_a_port_in_use_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        start = time.monotonic()
+        given = ("--model", checkpoint, "--insecure", "--state", tmp_path, "--port", port)
+        result = aegis("serve", "feed_forward", *given)
+        assert result.exit_code == 2, result.output
+        assert f"127.0.0.1:{port} cannot be listened on" in " ".join(result.stderr.split())
+        assert time.monotonic() - start < 60
+
+
+def test_files_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AEGIS_TOKEN", "t")
+    assert "there is no file" in refused("remote", "jobs", "--keys", tmp_path)
+    (tmp_path / "service.json").write_text("{}")
+    assert "does not name a service" in refused("remote", "jobs", "--keys", tmp_path)
+    options = ("--service", "http://127.0.0.1:1", "--token-file", tmp_path / "none")
+    assert "there is no file" in refused("remote", "offers", *options)
