@@ -4,6 +4,9 @@ Dask's fallback is pickle. Its `sizeof` does not see what a dataclass holds, and
 decides or shows about memory and transfers follows from that number, so both are registered here.
 Importing this module registers, in every process: the client and the plugin do.
 
+A sum of the residues goes along, for links and disks (where Dask spills to) that damage them: a
+wrong bit would make a wrong result that nobody could tell. What stays on GPUs has none.
+
 The channel is that between the processes of one cluster, which run each other's code anyway;
 nothing here checks data from strangers (`aegis_dask.ckks.serialization` does).
 """
@@ -14,20 +17,22 @@ import json
 import pickle
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import xxhash
 from dask.sizeof import sizeof
 from distributed.protocol import dask_deserialize, dask_serialize
 from distributed.protocol.cuda import cuda_deserialize, cuda_serialize
+from numpy.typing import NDArray
 
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
 from aegis_dask.ckks.scale import Scale
-from aegis_dask.errors import InsecureParametersWarning
+from aegis_dask.errors import InsecureParametersWarning, IntegrityError
 from aegis_dask.placement.limbs.shard import State
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.ring.backend import contiguous
@@ -41,6 +46,34 @@ class Results(tuple[Any, ...]):
     """The results of a task that has several."""
 
     __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Stands for ciphertexts that have not arrived as they were sent (see `check_intact`).
+
+    An exception while Dask reads a message would leave the tasks that wait for it waiting for ever.
+    """
+
+    nbytes: int = 0
+
+
+def check_intact(value: Any) -> None:
+    """Check that a value has arrived as it was sent.
+
+    Raises
+    ------
+    IntegrityError
+        If it has not.
+    """
+    if isinstance(value, Damaged):
+        raise IntegrityError(
+            "ciphertexts were damaged on their way between two processes, or on the disk that Dask "
+            "spills to; run again, and check network and memory of the hosts"
+        )
+    if isinstance(value, Results):
+        for part in value:
+            check_intact(part)
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +105,12 @@ def _scale(text: str) -> Scale:
 def serialize_ciphertext(x: Ciphertext, context: Any = None) -> tuple[Header, list[Any]]:
     """Return header and frame of a ciphertext."""
     data = np.ascontiguousarray(x.params.ring.to_host(x.data))
-    return {**_header(x), "shape": list(data.shape)}, [data.data]
+    return {**_header(x), "shape": list(data.shape), "sum": _sum(data)}, [data.data]
+
+
+def _sum(data: NDArray[Any]) -> int:
+    # At the speed of memory. It finds damage; against people there is TLS.
+    return int(xxhash.xxh3_64_intdigest(data.data))
 
 
 def _header(x: Ciphertext) -> Header:
@@ -84,9 +122,14 @@ def _header(x: Ciphertext) -> Header:
     }
 
 
-def deserialize_ciphertext(header: Header, frames: list[Any]) -> Ciphertext:
-    """Return the ciphertext over the memory of the frame; on a GPU, over a copy."""
+def deserialize_ciphertext(header: Header, frames: list[Any]) -> Ciphertext | Damaged:
+    """Return the ciphertext over the memory of the frame; on a GPU, over a copy.
+
+    Residues that are not those that were sent give `Damaged`.
+    """
     data = np.frombuffer(memoryview(frames[0]).cast("B"), np.uint8)
+    if _sum(data) != header["sum"]:
+        return Damaged()
     if not data.flags.writeable or data.ctypes.data % 4:
         data = data.copy()  # kernels are compiled for aligned, writable arrays
     words = data.view(np.uint32).reshape(header["shape"])
@@ -104,9 +147,10 @@ def serialize_array(x: CipherArray, context: Any = None) -> tuple[Header, list[A
     return {**header, "array": list(x.shape)}, frames
 
 
-def deserialize_array(header: Header, frames: list[Any]) -> CipherArray:
+def deserialize_array(header: Header, frames: list[Any]) -> CipherArray | Damaged:
     """Return the array over the memory of the frame."""
-    return CipherArray(deserialize_ciphertext(header, frames), tuple(header["array"]))
+    batch = deserialize_ciphertext(header, frames)
+    return batch if isinstance(batch, Damaged) else CipherArray(batch, tuple(header["array"]))
 
 
 def serialize_on_device(x: Ciphertext) -> tuple[Header, list[Any]]:

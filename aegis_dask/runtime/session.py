@@ -14,7 +14,7 @@ from distributed import Client
 from distributed.client import Future
 from distributed.utils_comm import gather_from_workers
 
-from aegis_dask.errors import ClusterError
+from aegis_dask.errors import ClusterError, IntegrityError
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.runtime import plugin
@@ -31,7 +31,7 @@ from aegis_dask.runtime.graph import (
     make_ranks,
 )
 from aegis_dask.runtime.progress import Progress, ProgressCallback
-from aegis_dask.runtime.serialization import payload_bytes
+from aegis_dask.runtime.serialization import check_intact, payload_bytes
 from aegis_dask.runtime.values import limbs_of, rows_of
 from aegis_dask.runtime.worker import RunSpec, TaskError
 
@@ -296,7 +296,13 @@ class Session:
             raise WorkerLostError(
                 f"what {lost} gave is lost: the worker that had it no longer answers; run again"
             )
-        return [found[self.keys[i]] for i in indices]
+        values = [found[self.keys[i]] for i in indices]
+        try:
+            for value in values:
+                check_intact(value)
+        except IntegrityError as e:
+            raise ClusterError(f"what the client has fetched is of no use: {e}") from e
+        return values
 
     def check_workers(self) -> None:
         """Raise `WorkerLostError` if a worker of the run is gone."""

@@ -24,7 +24,7 @@ from aegis_dask.program.interpreter import run_stage
 from aegis_dask.runtime.context import Context, InterpreterFactory
 from aegis_dask.runtime.load import Load
 from aegis_dask.runtime.measure import Record, Timed, WorkerReport, now
-from aegis_dask.runtime.serialization import Results, payload_bytes
+from aegis_dask.runtime.serialization import Results, check_intact, payload_bytes
 
 PLUGIN = "aegis"
 """Name of the plugin on every worker."""
@@ -139,6 +139,8 @@ class RunState:
     def _run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
         task = self.spec.tasks[index]
         self._check(task, worker.address)
+        for value in inputs:
+            check_intact(value)
         if self.spec.load and self.threads is not None:
             return self._run_sharing(task, inputs, worker)
         self._set_threads()

@@ -12,8 +12,9 @@ from distributed.protocol import deserialize, serialize
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
+from aegis_dask.errors import IntegrityError
 from aegis_dask.program.encrypted import CipherArray
-from aegis_dask.runtime.serialization import OVERHEAD, Results
+from aegis_dask.runtime.serialization import OVERHEAD, Results, check_intact
 
 PARAMS = Parameters.preset("insecure-n10-d40")
 
@@ -65,6 +66,18 @@ def test_memory_that_kernels_cannot_use_is_copied() -> None:
         assert y.data.flags.writeable
         assert y.data.ctypes.data % 4 == 0
         assert np.array_equal(x.data, y.data)
+
+
+def test_damage_on_the_way_is_noticed() -> None:
+    header, frames = serialize(ciphertext(), serializers=["dask"])
+    for position in (0, frames[0].nbytes // 2, frames[0].nbytes - 1):
+        damaged = bytearray(frames[0])
+        damaged[position] ^= 4
+        found = deserialize(header, [damaged])
+        for value in (found, Results((found, 1))):
+            with pytest.raises(IntegrityError, match="were damaged on their way"):
+                check_intact(value)
+    check_intact(deserialize(header, frames))
 
 
 def test_a_part_of_a_batch_is_sent_alone() -> None:

@@ -221,6 +221,11 @@ class RemoteService:
         """
         return _status(self._ask("GET", f"/v1/jobs/{identifier}"))
 
+    def news(self, status: Status, seconds: float) -> Status:
+        """Return a job as soon as it is not as it was, or after some seconds, a minute at most."""
+        seen = {"state": status.state, "changes": status.changes, "wait": seconds}
+        return _status(self._ask("GET", f"/v1/jobs/{status.id}", params=seen))
+
     def wait(
         self,
         identifier: str,
@@ -257,9 +262,7 @@ class RemoteService:
                     f"job {identifier} is {status.state} after {timeout:g} s; wait longer, or "
                     "fetch its result later"
                 )
-            seen: dict[str, Any] = {"state": status.state, "changes": status.changes}
-            seen["wait"] = min(left, WAIT_SECONDS)
-            status = _status(self._ask("GET", f"/v1/jobs/{identifier}", params=seen))
+            status = self.news(status, min(left, WAIT_SECONDS))
 
     def result(self, identifier: str, job: Job) -> CipherArray:
         """Fetch an encrypted result.

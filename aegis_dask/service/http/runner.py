@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from aegis_dask.ckks.files import PRIVATE, write_atomically
 from aegis_dask.ckks.serialization import dumps
-from aegis_dask.errors import AegisError, ClusterError
+from aegis_dask.errors import AegisError, ClusterError, IntegrityError
 from aegis_dask.models.programs import INPUT, OUTPUT
 from aegis_dask.ring.memory import release
 from aegis_dask.runtime.executor import Executor
@@ -194,9 +194,8 @@ class Runner:
 
     def _failed(self, job: JobRecord, error: Exception) -> None:
         """Try again what the cluster could not do, unless the program itself raised it."""
-        own = isinstance(error.__cause__, AegisError) and not isinstance(
-            error.__cause__, ClusterError
-        )
+        cause = error.__cause__
+        own = isinstance(cause, AegisError) and not isinstance(cause, ClusterError | IntegrityError)
         if own or job.attempts + 1 >= ATTEMPTS:
             self.store.end(job.id, "failed", str(error))
             return
