@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from reprlib import repr as shorten
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from aegis_dask.circuits.packing import MIN_TOKENS
 from aegis_dask.errors import RangeError
 
 TOKEN_CLASSES = ("first", "last", "other")
+LARGEST = 1e9
+"""Magnitude of a number of calibrated ranges: anything beyond is no range of a model."""
+MAX_DISTANCES, MAX_DISTANCE = 64, 1 << 16
 MAGNITUDES = ("input", "update1", "hidden", "update2", "output")
 """Values whose size is measured: hidden states that enter the layer, what the first LayerNorm takes
 (centred) and gives, and what the second takes and gives."""
@@ -117,11 +120,13 @@ class LayerRanges:
         numbers += [v for f in (*a.offset.values(), *a.centre, *a.distances.values()) for v in f]
         norms = (self.norm1, self.norm2)
         numbers += [v for n in norms for v in (n.low, n.high, *n.scale.values())]
-        if not all(isfinite(v) for v in numbers):
-            raise ValueError("a number is not finite")
+        if not all(abs(v) <= LARGEST for v in numbers):  # neither does NaN
+            raise ValueError(f"a number is not between -{LARGEST:g} and {LARGEST:g}")
         heads = {len(f) for f in (*a.offset.values(), *a.distances.values(), a.centre)}
         if len(heads) != 1 or len({len(row) for row in a.centre}) != 1:
             raise ValueError("heads differ")
+        if len(a.distances) > MAX_DISTANCES or any(abs(r) > MAX_DISTANCE for r in a.distances):
+            raise ValueError(f"more than {MAX_DISTANCES} distances, or one beyond {MAX_DISTANCE}")
         increasing = all(0 < n.low < n.high and min(n.scale.values()) > 0 for n in norms)
         if not (increasing and a.score_low < 0 < a.spread and self.gelu_low < self.gelu_high):
             raise ValueError("a range is empty")
@@ -140,29 +145,42 @@ class LayerRanges:
         try:
             a = data["attention"]
             attention = AttentionRanges(
-                float(a["score_low"]),
-                float(a["spread"]),
-                {c: tuple(float(v) for v in a["offset"][c]) for c in TOKEN_CLASSES},
-                tuple(tuple(float(v) for v in row) for row in a["centre"]),
-                {int(k): tuple(float(v) for v in f) for k, f in a["distances"].items()},
+                _number(a["score_low"]),
+                _number(a["spread"]),
+                {c: tuple(_number(v) for v in a["offset"][c]) for c in TOKEN_CLASSES},
+                tuple(tuple(_number(v) for v in row) for row in a["centre"]),
+                {_integer(k): tuple(_number(v) for v in f) for k, f in a["distances"].items()},
             )
             norm1, norm2 = (
                 NormRanges(
-                    float(data[k]["low"]),
-                    float(data[k]["high"]),
-                    {c: float(data[k]["scale"][c]) for c in TOKEN_CLASSES},
+                    _number(data[k]["low"]),
+                    _number(data[k]["high"]),
+                    {c: _number(data[k]["scale"][c]) for c in TOKEN_CLASSES},
                 )
                 for k in ("norm1", "norm2")
             )
-            gelu_low, gelu_high = float(data["gelu_low"]), float(data["gelu_high"])
-            magnitudes = {k: float(data["magnitudes"][k]) for k in MAGNITUDES}
+            gelu_low, gelu_high = _number(data["gelu_low"]), _number(data["gelu_high"])
+            magnitudes = {k: _number(data["magnitudes"][k]) for k in MAGNITUDES}
             ranges = cls(attention, norm1, norm2, gelu_low, gelu_high, magnitudes)
             ranges._check()
             return ranges
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
             raise RangeError(
                 f"calibrated ranges are incomplete or malformed ({e!r}); calibrate again"
             ) from None
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{shorten(value)} is not a number")
+    return float(value)
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if str(value) != text:  # "01" would be a second name of 1
+        raise ValueError(f"{shorten(text)} is not an integer as it is written")
+    return value
 
 
 @dataclass(frozen=True)

@@ -210,20 +210,25 @@ def read_parameters(
     return own
 
 
+def read_name(value: Any) -> str:
+    """Return a name of parameters: it will be printed."""
+    if not isinstance(value, str) or len(value) > MAX_NAME or not value.isprintable():
+        raise SerializationError(
+            f"the name of the parameters is {shorten(value)}; at most {MAX_NAME} printable "
+            "characters are needed"
+        )
+    return value
+
+
 def read_literal(value: Any) -> ParametersLiteral:
     """Return a literal of bounded size; `Parameters` checks whether it makes sense."""
     if not isinstance(value, dict):
         raise SerializationError(f"the parameters are {shorten(value)}, not an object")
     check_keys("parameters", value, [f.name for f in dataclass_fields(ParametersLiteral)])
-    bits, name, insecure = value["level_bits"], value["name"], value["insecure"]
-    if not isinstance(bits, list) or len(bits) > MAX_LEVELS:
+    bits, name, insecure = value["level_bits"], read_name(value["name"]), value["insecure"]
+    if not isinstance(bits, list | tuple) or len(bits) > MAX_LEVELS:
         raise SerializationError(
             f"level_bits is {shorten(bits)}; a list of at most {MAX_LEVELS} is needed"
-        )
-    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
-        raise SerializationError(
-            f"the name of the parameters is {shorten(name)}; at most {MAX_NAME} printable "
-            "characters are needed"
         )
     if not isinstance(insecure, bool):
         raise SerializationError(f"insecure is {shorten(insecure)}; true or false is needed")

@@ -33,6 +33,7 @@ from aegis_dask.ckks.files import PRIVATE, sync_directory
 from aegis_dask.ckks.header import check_keys, read_galois_element, read_integer, read_seeds
 from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters, check_same
+from aegis_dask.ckks.strict_json import read_object
 from aegis_dask.errors import IncompatibleError, IntegrityError, SerializationError
 
 if TYPE_CHECKING:
@@ -327,13 +328,8 @@ def read_index(
     OSError
         If it cannot be read.
     """
-    with open(path, "rb") as file:
-        text = file.read(_MAX_INDEX + 1)
-    try:
-        index = json.loads(text) if len(text) <= _MAX_INDEX else None
-    except (ValueError, RecursionError) as e:
-        raise SerializationError(f"{path} is not JSON: {e}") from None
-    if not isinstance(index, dict) or index.get("format") != f"aegis-dask {kind}":
+    index = read_object(path, _MAX_INDEX)
+    if index.get("format") != f"aegis-dask {kind}":
         raise SerializationError(f"{path} is no index of {kind}")
     if index.get("version") != _VERSION:
         raise SerializationError(

@@ -105,6 +105,8 @@ class Parameters:
         self.chain: ModulusChain = build_chain(
             1 << literal.log_n, literal.base_bits, literal.level_bits, literal.special_primes
         )
+        if not literal.insecure:  # before work that grows with the square of the number of primes
+            check_key_modulus(literal.log_n, self.log2_key_modulus, "an evaluation key")
         self.digit_bounds = balanced_digits(self.chain.primes, literal.digits)
         largest = max(
             sum(log2(p) for p in self.chain.primes[i:j])
@@ -116,9 +118,7 @@ class Parameters:
                 f"{log2(self.chain.special_modulus):.0f}; P must be {MIN_SPECIAL_MARGIN_BITS} bits "
                 "larger to keep the noise of key switching low: use more digits or special primes"
             )
-        if not literal.insecure:
-            check_key_modulus(literal.log_n, self.log2_key_modulus, "an evaluation key")
-        elif self.log2_key_modulus > max_log2_modulus(literal.log_n):
+        if literal.insecure and self.log2_key_modulus > max_log2_modulus(literal.log_n):
             warnings.warn(
                 f"parameters {literal.name or '(unnamed)'} are insecure: log2 QP is "
                 f"{self.log2_key_modulus:.0f}, at most {max_log2_modulus(literal.log_n)} would be "

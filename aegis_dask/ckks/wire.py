@@ -30,11 +30,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from reprlib import repr as shorten
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_dask.ckks.strict_json import parse_object
 from aegis_dask.errors import IntegrityError, SerializationError
 
 Buffer = bytes | bytearray | memoryview
@@ -51,18 +52,17 @@ ALIGNMENT = 64
 MAX_HEADER = 4 << 20
 MAX_TENSORS = 16384
 MAX_AXES = 4
-MAX_DEPTH = 8
-MAX_INTEGER_DIGITS = 32
 
 _FIXED = struct.Struct("<8sQQQ")
 PREAMBLE = _FIXED.size + hashlib.sha256().digest_size
+MOST_OVERHEAD = PREAMBLE + MAX_HEADER
+"""Bytes that a container can have beside its tensors."""
+RESIDUE_BYTES = 4
 
 _DTYPES: dict[str, np.dtype[Any]] = {"uint32": np.dtype("<u4"), "int8": np.dtype("i1")}
 _ENTRY_KEYS = {"dtype", "shape", "offsets", "sha256"}
 _TENSOR_NAME = re.compile(r"[a-z0-9_/]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Matches at every quote, terminated or not: a failed match would be tried again at the next one.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -268,53 +268,9 @@ def _parse(size: int, read: Reader) -> Container:
     header = read(PREAMBLE, header_size).tobytes()
     if hashlib.sha256(start[: _FIXED.size] + header).digest() != start[_FIXED.size :]:
         raise IntegrityError("the header is damaged: its SHA-256 differs; fetch the data again")
-    fields = _parse_header(header)
+    fields = parse_object(header, "the header")
     entries = _parse_entries(fields.pop("tensors", None), payload_size)
     return Container(fields, entries, version, read, PREAMBLE + header_size)
-
-
-def _parse_header(header: bytes) -> dict[str, Any]:
-    # The JSON parser recurses in C, so nesting is bounded before it runs.
-    brackets = np.frombuffer(_STRING.sub(b"", header), np.uint8)
-    opening = (brackets == ord("[")) | (brackets == ord("{"))
-    closing = (brackets == ord("]")) | (brackets == ord("}"))
-    depth = np.cumsum(opening.astype(np.int64) - closing)
-    if np.max(depth, initial=0) > MAX_DEPTH:
-        raise SerializationError(f"the header is nested more than {MAX_DEPTH} levels deep")
-    try:
-        fields = json.loads(
-            header.decode(),
-            object_pairs_hook=_unique_keys,
-            parse_int=_bounded_integer,
-            parse_float=_refuse_number,
-            parse_constant=_refuse_number,
-        )
-    except (ValueError, RecursionError) as e:
-        raise SerializationError(f"the header is not JSON: {e}") from None
-    if not isinstance(fields, dict):
-        raise SerializationError(f"the header is {shorten(fields)}, not a JSON object")
-    return fields
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise SerializationError("the header has an object with two keys of the same name")
-    return out
-
-
-def _bounded_integer(text: str) -> int:
-    if len(text) > MAX_INTEGER_DIGITS:
-        raise SerializationError(
-            f"the header has an integer of {len(text)} digits, at most {MAX_INTEGER_DIGITS} can be"
-        )
-    return int(text)
-
-
-def _refuse_number(text: str) -> NoReturn:
-    raise SerializationError(
-        f"the header has the number {shorten(text)}; every number in it is an integer"
-    )
 
 
 def _parse_entries(tensors: Any, payload_size: int) -> dict[str, Entry]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ from aegis_dask.circuits.ranges import (
     NormRanges,
     token_classes,
 )
-from aegis_dask.errors import RangeError
+from aegis_dask.ckks.strict_json import read_object
+from aegis_dask.errors import RangeError, SerializationError
 from aegis_dask.models.checkpoint import BertConfig, BertModel
 from aegis_dask.models.reference import encode
 from aegis_dask.models.text import embed
@@ -41,6 +44,10 @@ DISTANCE_THRESHOLD = 1.0
 CLASS_THRESHOLD = 1.0
 """What an offset per class of tokens must save of the range of the log-sum-exp."""
 FORMAT = 2
+MAX_FILE = 16 << 20
+"""Bytes of a calibration file; that of a large model takes one million."""
+MAX_NAME = 256
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 MAGNITUDE_OF = {
     "input": "input",
     "norm1.input": "update1",
@@ -122,22 +129,21 @@ class Calibration:
         """
         try:
             if data["format"] != FORMAT:
-                raise RangeError(f"format {data['format']} is not read, only {FORMAT}")
-            sha256 = data["sha256"]
-            if sha256 is not None and not isinstance(sha256, str):
-                raise TypeError(f"sha256 is {sha256!r}")
-            return cls(
-                str(data["model"]),
-                sha256,
-                tuple(LayerRanges.from_dict(d) for d in data["layers"]),
-                int(data["texts"]),
-                int(data["tokens"]),
-                int(data["longest"]),
-            )
-        except (KeyError, TypeError, ValueError) as e:
-            if isinstance(e, RangeError):
-                raise
+                raise RangeError(f"format {shorten(data['format'])} is not read, only {FORMAT}")
+            model, sha256, layers = data["model"], data["sha256"], data["layers"]
+            counts = [data[name] for name in ("texts", "tokens", "longest")]
+        except (KeyError, TypeError) as e:
             raise RangeError(f"malformed calibration: {type(e).__name__}: {e}") from None
+        if not (isinstance(model, str) and model.isprintable() and len(model) <= MAX_NAME):
+            raise RangeError(f"malformed calibration: the model's name is {shorten(model)}")
+        if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+            raise RangeError(f"malformed calibration: sha256 is {shorten(sha256)}")
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in counts):
+            raise RangeError(f"malformed calibration: texts, tokens, longest are {shorten(counts)}")
+        if not isinstance(layers, list):
+            raise RangeError(f"malformed calibration: layers is {shorten(layers)}")
+        ranges = tuple(LayerRanges.from_dict(layer) for layer in layers)
+        return cls(model, sha256, ranges, *counts)
 
     def save(self, path: str | Path) -> None:
         """Write JSON, at once or not at all."""
@@ -161,8 +167,8 @@ class Calibration:
             If the file is missing, damaged or of another format.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, ValueError) as e:
+            return cls.from_dict(read_object(path, MAX_FILE, floats=True))
+        except (OSError, SerializationError, RangeError) as e:
             raise RangeError(
                 f"{path} is not a calibration file ({e}); write one with `aegis calibrate`"
             ) from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Callable
@@ -21,13 +20,16 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from aegis_dask.errors import ModelError
+from aegis_dask.ckks.strict_json import read_object
+from aegis_dask.errors import ModelError, SerializationError
 
 Array: TypeAlias = NDArray[np.float32]
 TensorSource: TypeAlias = Callable[[str, tuple[int, ...]], Array]
 """Gives the tensor of a checkpoint name and shape, read-only, or raises `ModelError`."""
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+MAX_CONFIG = 1 << 20
+"""Bytes of a configuration."""
 MODEL_TYPES = frozenset({"bert"})
 """Values of ``model_type`` whose computation is exactly that of `models.reference`. RoBERTa counts
 positions from another start, DistilBERT and ALBERT have other tensors, MPNet another attention."""
@@ -348,11 +350,11 @@ def _existing(folder: Path, name: str) -> Path:
 
 def _read_config(path: Path) -> BertConfig:
     try:
-        given: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the syntax, or of UTF-8
-        raise ModelError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(given, dict):
-        raise ModelError(f"{path} holds no JSON object; it must be a Hugging Face configuration")
+        given = read_object(path, MAX_CONFIG, floats=True)
+    except SerializationError as error:
+        raise ModelError(
+            f"{error}; it must be a Hugging Face configuration, download it again"
+        ) from error
     for key, default, supported in (
         ("model_type", None, sorted(MODEL_TYPES)),
         ("hidden_act", None, ["gelu"]),  # exact; gelu_new differs from it by up to 5e-4

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aegis_dask.errors import ClusterError
+from aegis_dask.ckks.strict_json import read_object
+from aegis_dask.errors import ClusterError, SerializationError
+
+MAX_NAME = 64
+MAX_FILE = 1 << 16
+"""Bytes of a file that describes a machine."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def machine_from_dict(data: Mapping[str, Any]) -> Machine:
     Raises
     ------
     ClusterError
-        If fields are missing, unknown, or not positive.
+        If fields are missing, unknown, or not numbers that make sense.
     """
     try:
         machine = Machine(
@@ -111,18 +115,52 @@ def machine_from_dict(data: Mapping[str, Any]) -> Machine:
             f"the description of the machine is wrong: {e}; it has the fields of Machine, Device "
             "and Link"
         ) from e
-    positive = {
-        "device.memory_bytes": machine.device.memory_bytes,
-        "device.speed": machine.device.speed,
-        "device.bytes_per_second": machine.device.bytes_per_second,
-        "per_node": machine.per_node,
-        "inside.bytes_per_second": machine.inside.bytes_per_second,
-        "between.bytes_per_second": machine.between.bytes_per_second,
-    }
-    wrong = [name for name, value in positive.items() if not value > 0]
-    if wrong:
-        raise ClusterError(f"the description of the machine is wrong: not positive: {wrong}")
+    _check(machine)
     return machine
+
+
+LEAST, MOST = 1e-12, 1e18
+"""What a positive number of a description is between."""
+
+
+def _check(machine: Machine) -> None:
+    device, inside, between = machine.device, machine.inside, machine.between
+    positive = {
+        "device.memory_bytes": device.memory_bytes,
+        "device.speed": device.speed,
+        "device.bytes_per_second": device.bytes_per_second,
+        "per_node": machine.per_node,
+        "inside.bytes_per_second": inside.bytes_per_second,
+        "between.bytes_per_second": between.bytes_per_second,
+    }
+    times = {
+        "inside.latency_seconds": inside.latency_seconds,
+        "between.latency_seconds": between.latency_seconds,
+        "task_seconds": machine.task_seconds,
+        "hop_seconds": machine.hop_seconds,
+    }
+    names = {"device.name": device.name, "inside.name": inside.name, "between.name": between.name}
+    problems = {
+        f"not a positive number up to {MOST:g}": [
+            name for name, value in positive.items() if not _is_number(value, LEAST)
+        ],
+        f"not a number from 0 to {MOST:g}": [
+            name for name, value in times.items() if not _is_number(value, 0)
+        ],
+        f"not a printable name of at most {MAX_NAME} characters": [
+            name
+            for name, value in names.items()
+            if not (isinstance(value, str) and value.isprintable() and len(value) <= MAX_NAME)
+        ],
+        "not an integer": [] if isinstance(machine.per_node, int) else ["per_node"],
+    }
+    wrong = [f"{problem}: {', '.join(found)}" for problem, found in problems.items() if found]
+    if wrong:
+        raise ClusterError(f"the description of the machine is wrong: {'; '.join(wrong)}")
+
+
+def _is_number(value: object, low: float) -> bool:
+    return type(value) in (int, float) and low <= value <= MOST  # type: ignore[operator]
 
 
 GIB = 1 << 30
@@ -172,7 +210,7 @@ def load_machine(name: str) -> Machine:
             f"there is no machine {name!r}; choose from {', '.join(MACHINES)}, or give a .json file"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        data = read_object(path, MAX_FILE, floats=True)
+    except (OSError, SerializationError) as e:
         raise ClusterError(f"{path} cannot be read as the description of a machine: {e}") from e
     return machine_from_dict(data)

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aegis_dask.ckks.strict_json import read_object
 from aegis_dask.errors import SerializationError
+
+MAX_JSON = 16 << 20
+"""Bytes of a file that holds calibrated ranges; those of the largest models take one million."""
 
 
 @contextmanager
@@ -79,23 +83,32 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         path.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes.
 
     Raises
     ------
     SerializationError
-        If there is none.
+        If there is none, or it is larger or stranger than ours are (see `ckks.strict_json`).
     """
     with reading(path):
-        text = path.read_bytes()
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise SerializationError(f"{path} is not JSON: {e}") from None
-    if not isinstance(data, dict):
-        raise SerializationError(f"{path} does not hold a JSON object")
-    return data
+        return read_object(path, limit, floats=True)
+
+
+def check_size(path: Path, limit: int) -> None:
+    """Refuse a file that is larger than what it should hold, before it is read.
+
+    Raises
+    ------
+    SerializationError
+        If it is larger, or there is none.
+    """
+    with reading(path):
+        size = path.stat().st_size
+    if size > limit:
+        raise SerializationError(
+            f"{path} has {size} bytes, what belongs there at most {limit}; it is not of this job"
+        )
 
 
 def size_of(directory: Path) -> int:

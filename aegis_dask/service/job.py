@@ -21,7 +21,6 @@ from aegis_dask.circuits.packing import Layout, Packing
 from aegis_dask.ckks.bootstrapping.parameters import (
     BOOTSTRAPPING_PRESETS,
     BootstrappingParameters,
-    parameters_from_dict,
 )
 from aegis_dask.ckks.parameters import (
     MAX_LOG_N,
@@ -41,6 +40,7 @@ from aegis_dask.program.refresh import Budget, Placement, insert, minimum_cut
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import Analysis, analyse
 from aegis_dask.program.trim import trim
+from aegis_dask.service.description import read_description
 from aegis_dask.service.keys import KeyList, list_keys
 
 Float = NDArray[np.float64]
@@ -408,25 +408,22 @@ def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
 
     Raises
     ------
+    SerializationError, RangeError
+        If it is malformed.
     ParameterError
-        If it is malformed, or the result differs from what it describes.
+        If its parameters are none, or the result differs from what it describes.
     """
-    try:
-        params = parameters_from_dict(data["parameters"], data["bootstrapping"])
-        calibration = Calibration.from_dict(data["calibration"])
-        tokens, expected = int(data["tokens"]), str(data["fingerprint"])
-        name = str(data["graph"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ParameterError(f"a malformed job: {type(e).__name__}: {e}") from None
-    if name != graph.name:
-        raise ParameterError(f"the job is for graph {name!r}, this is {graph.name!r}")
-    if data.get("weights") != model.sha256:
+    found = read_description(data)
+    if found.graph != graph.name:
+        raise ParameterError(f"the job is for graph {found.graph!r}, this is {graph.name!r}")
+    if found.weights != model.sha256:
         raise ParameterError(
-            f"the job is for the model {data.get('model')!r} (sha256 {data.get('weights')}), this "
-            f"is {model.name!r} (sha256 {model.sha256}); give the same model"
+            f"the job is for the model {found.model!r} (sha256 {found.weights}), this is "
+            f"{model.name!r} (sha256 {model.sha256}); give the same model"
         )
-    job = make_job(model, calibration, graph, tokens, params=params, tokens=tokens)
-    if job.fingerprint != expected:
+    tokens = found.tokens
+    job = make_job(model, found.calibration, graph, tokens, params=found.params, tokens=tokens)
+    if job.fingerprint != found.fingerprint:
         raise ParameterError(
             "the job differs from what it was made for: another graph of that name, or another "
             "version of this library; use the same ones, or make keys again"

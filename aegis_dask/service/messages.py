@@ -6,15 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from reprlib import repr as shorten
 
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.serialization import load, save
+from aegis_dask.ckks.wire import MOST_OVERHEAD, RESIDUE_BYTES
 from aegis_dask.errors import SerializationError
 from aegis_dask.program.encrypted import CipherArray
-from aegis_dask.service.files import make_directory, read_json, reading, write_json, writing
+from aegis_dask.service.files import (
+    check_size,
+    make_directory,
+    read_json,
+    reading,
+    write_json,
+    writing,
+)
 from aegis_dask.service.job import Job
 
 MESSAGE, DATA = "message.json", "ciphertexts.aegis"
+MAX_MESSAGE = 1 << 16
+"""Bytes of ``message.json``."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Message:
         IncompatibleError
             If the ciphertexts belong to other parameters.
         """
-        about = read_json(directory / MESSAGE)
+        about = read_json(directory / MESSAGE, MAX_MESSAGE)
         if about.get("fingerprint") != job.fingerprint:
             raise SerializationError(
                 f"{directory} belongs to another job than these keys; encrypt again with them"
@@ -79,17 +90,26 @@ class Message:
         length, shape, tokens = about.get("length"), job.layout.shape, job.packing.tokens
         if type(length) is not int or not 1 <= length <= tokens:
             raise SerializationError(
-                f"{directory / MESSAGE} gives the length {length!r}; it must be 1 to {tokens}"
+                f"{directory / MESSAGE} gives the length {shorten(length)}; it must be 1 to "
+                f"{tokens}"
             )
         if about.get("shape") != list(shape):
             raise SerializationError(
-                f"{directory / MESSAGE} gives the shape {about.get('shape')!r}; it must be "
-                f"{list(shape)}"
+                f"{directory / MESSAGE} gives the shape {shorten(about.get('shape'))}; it must "
+                f"be {list(shape)}"
             )
+        check_size(directory / DATA, most_bytes(job, prod(shape)))
         with reading(directory / DATA):
             batch = load(directory / DATA, job.params, expect=Ciphertext)
         check_batch(batch, shape, level, str(directory / DATA))
         return cls(job.fingerprint, length, CipherArray(batch, shape))
+
+
+def most_bytes(job: Job, count: int) -> int:
+    """Return the largest size of a file with so many ciphertexts of a job."""
+    params = job.analysis.params
+    limbs = max(len(params.window(level)) for level in range(params.max_level + 1))
+    return MOST_OVERHEAD + count * 2 * limbs * params.ring_degree * RESIDUE_BYTES
 
 
 def check_batch(batch: Ciphertext, shape: Sequence[int], level: int | None, what: str) -> None:

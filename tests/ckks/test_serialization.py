@@ -479,7 +479,7 @@ DELETE = object()
         ("product", ["parameters", "level_bits"], [30] * 257, "at most 256"),
         ("product", ["parameters", "insecure"], 0, "true or false"),
         ("product", ["parameters", "name"], "\x1b[31m", "printable"),
-        ("product", ["parameters", "name"], "\ud800", "printable"),
+        ("product", ["parameters", "name"], "\ud800", "surrogates not allowed"),
         ("product", ["parameters", "digits"], DELETE, "missing .'digits'"),
         ("product", ["scale"], 2, "scale is 2"),
         ("product", ["scale"], [[2, 1]], "factor of the scale"),

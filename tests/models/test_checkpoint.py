@@ -109,7 +109,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     [
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[]", "holds no JSON object"),
+        (b"[]", "not a JSON object"),
         (b"{}", "model_type is None, supported is bert"),
     ],
 )

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
-from aegis_dask.errors import ParameterError, ProgramError, RangeError, TextError
+from aegis_dask.errors import (
+    ParameterError,
+    ProgramError,
+    RangeError,
+    SerializationError,
+    TextError,
+)
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import BertModel, random_bert
 from aegis_dask.models.graphs import load_graph
@@ -87,7 +93,7 @@ def test_a_malformed_job_is_refused(job: Job, change: Callable[[dict[str, Any]],
     data["parameters"] = dict(data["parameters"])
     data["calibration"] = dict(data["calibration"])
     change(data)
-    with pytest.raises((ParameterError, ProgramError, RangeError)):
+    with pytest.raises((SerializationError, ParameterError, ProgramError, RangeError)):
         read_job(data, job.model, load_graph("feed_forward"))
 
 

@@ -164,7 +164,7 @@ def test_a_request_of_other_keys_is_refused(
         (request / "message.json").write_text(json.dumps({**about, **change}))
         assert message in refused(*command)
     (request / "message.json").write_text("[]")
-    assert "does not hold a JSON object" in refused(*command)
+    assert "not a JSON object" in refused(*command)
     (request / "message.json").write_text("{")
     assert "is not JSON" in refused(*command)
 

@@ -15,16 +15,32 @@ level              role
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from reprlib import repr as shorten
 from typing import Any
 
 from aegis_dask.ckks.bootstrapping.sine import Sine, log2_failure
-from aegis_dask.ckks.parameters import Parameters, ParametersLiteral
+from aegis_dask.ckks.header import (
+    MAX_BASE_BITS,
+    MAX_LEVELS,
+    MAX_SPECIAL_PRIMES,
+    check_keys,
+    read_integer,
+    read_literal,
+    read_name,
+)
+from aegis_dask.ckks.parameters import (
+    MAX_DIGITS,
+    MAX_LOG_N,
+    MIN_LOG_N,
+    Parameters,
+    ParametersLiteral,
+)
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.ckks.security import check_sparse_key_modulus
-from aegis_dask.errors import ParameterError
+from aegis_dask.errors import ParameterError, SerializationError
 from aegis_dask.ring.chain import ModulusChain, Window
 
 
@@ -292,26 +308,73 @@ def parameters_from_dict(
 
     Raises
     ------
-    KeyError, TypeError, ValueError
-        If fields are missing, unknown or malformed, or the two literals differ.
+    SerializationError
+        If fields are missing, unknown or malformed.
     ParameterError
-        If they are no parameters.
+        If they are no parameters, or the two literals differ.
     """
-    literal = ParametersLiteral(**{**scheme, "level_bits": _integers(scheme["level_bits"])})
+    literal = read_literal(scheme)
     if bootstrapping is None:
         return Parameters.from_literal(literal)
-    tuples: dict[str, Any] = {
-        k: _integers(bootstrapping[k]) for k in ("sine_bits", "coeffs_to_slots")
+    own = _read_literal(bootstrapping)
+    if own.scheme != literal:
+        raise ParameterError("the parameters of the scheme and of bootstrapping differ")
+    return _from_literal(own)
+
+
+MAX_STAGES = 16
+"""Levels of each part of the circuit."""
+# Largest sine bound, weight, ... : these bound the work of `Sine` and of the circuit.
+_RANGES = {
+    "log_n": (MIN_LOG_N, MAX_LOG_N),
+    "usable_levels": (1, MAX_LEVELS),
+    "special_primes": (1, MAX_SPECIAL_PRIMES),
+    "digits": (1, MAX_DIGITS),
+    "base_bits": (1, MAX_BASE_BITS),
+    "level_bits": (1, 60),
+    "scale_bits": (1, MAX_BASE_BITS),
+    "slots_to_coeffs": (1, MAX_STAGES),
+    "ratio_bits": (1, 29),
+    "sine_degree": (4, 256),
+    "doublings": (0, 8),
+    "sine_bound": (1, 512),
+    "sparse_weight": (1, 1 << MAX_LOG_N),
+    "sparse_special_primes": (1, MAX_SPECIAL_PRIMES),
+}
+
+
+def _read_literal(value: Any) -> BootstrappingLiteral:
+    """Return a literal of bounded size; `BootstrappingParameters` checks whether it makes sense."""
+    if not isinstance(value, Mapping):
+        raise SerializationError(f"the bootstrapping is {shorten(value)}, not an object")
+    check_keys("bootstrapping", value, [f.name for f in fields(BootstrappingLiteral)])
+    literal: dict[str, Any] = {
+        name: read_integer(name, value[name], *bounds) for name, bounds in _RANGES.items()
     }
-    tuples["precision_bits"] = tuple(float(b) for b in bootstrapping["precision_bits"])
-    params = _from_literal(BootstrappingLiteral(**{**bootstrapping, **tuples}))
-    if params.params.literal != literal:
-        raise ValueError("the parameters of the scheme and of bootstrapping differ")
-    return params
+    for name in ("sine_bits", "coeffs_to_slots"):
+        sizes = _read_list(name, value[name], 1, MAX_STAGES)
+        literal[name] = tuple(read_integer(f"a size of {name}", b, 1, 60) for b in sizes)
+    precision = _read_list("precision_bits", value["precision_bits"], 2, 2)
+    literal["precision_bits"] = tuple(_read_number("a precision", b, 1, 60) for b in precision)
+    literal["max_magnitude"] = _read_number("max_magnitude", value["max_magnitude"], 1e-6, 1e6)
+    insecure, name = value["insecure"], value["name"]
+    if not isinstance(insecure, bool):
+        raise SerializationError(f"insecure is {shorten(insecure)}; true or false is needed")
+    return BootstrappingLiteral(**literal, insecure=insecure, name=read_name(name))
 
 
-def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
+def _read_list(what: str, value: Any, fewest: int, most: int) -> Sequence[Any]:
+    if not isinstance(value, list | tuple) or not fewest <= len(value) <= most:
+        raise SerializationError(f"{what} is {shorten(value)}; {fewest} to {most} are needed")
+    return value
+
+
+def _read_number(what: str, value: Any, low: float, high: float) -> float:
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise SerializationError(
+            f"{what} is {shorten(value)}; a number {low:g} to {high:g} is needed"
+        )
+    return float(value)
 
 
 @lru_cache(maxsize=16)
