@@ -100,7 +100,8 @@ def read_object(
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
-        text = file.read(limit + 1)
+        # A read takes the memory that it is asked for at once, whatever the file holds.
+        text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(text) > limit:
         raise SerializationError(
             f"{name} has more than {limit} bytes, which is more than it can need"
