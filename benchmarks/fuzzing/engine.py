@@ -369,6 +369,7 @@ def choose(folder: Path, names: Sequence[str]) -> list[Target]:
 
 
 def _work(names: list[str], seed: int, indices: range, current: Any, pipe: Connection) -> None:
+    os.environ["NUMBA_NUM_THREADS"] = "1"  # kernels of so small a ring, and CPU time of one thread
     with scratch() as folder:
         targets = choose(folder, names)
         warm_up(targets)

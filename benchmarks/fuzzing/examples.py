@@ -101,9 +101,9 @@ class Examples:
     def evaluation_keys(self, params: Parameters) -> EvaluationKeys:
         """Return three keys of low levels."""
         n = params.ring_degree
-        elements = (rotation_element(1, n), rotation_element(4, n), conjugation_element(n))
-        galois = {g: self.evaluation_key(params, i % 2) for i, g in enumerate(elements)}
-        return EvaluationKeys(params, self.evaluation_key(params, 1), galois)
+        levels = {rotation_element(1, n): 1, conjugation_element(n): 0}
+        galois = {g: self.evaluation_key(params, level) for g, level in levels.items()}
+        return EvaluationKeys(params, self.evaluation_key(params, 0), galois)
 
     def public_key(self) -> PublicKey:
         """Return a public key."""

@@ -61,7 +61,7 @@ def _wire(e: Examples) -> list[Target]:
             "ciphertext",
             ciphertexts,
             lambda data: loads(data, params, expect=Ciphertext),
-            share=2,
+            share=4,
         ),
         Target("plaintext", (w(small), w(large)), lambda d: loads(d, params, expect=Plaintext)),
         Target("public-key", (w(public),), lambda d: loads(d, params, expect=PublicKey)),
@@ -71,9 +71,9 @@ def _wire(e: Examples) -> list[Target]:
             "bootstrapping-keys",
             (w(e.bootstrapping_keys()),),
             lambda d: loads(d, bootstrapping, expect=BootstrappingKeys),
-            share=0.3,
+            share=0.2,
         ),
-        Target("any-class", everything, lambda d: loads(bytearray(d), params), share=2),
+        Target("any-class", everything, lambda d: loads(bytearray(d), params), share=4),
         # Parameters of the data are rebuilt: secure ones of any ring, primes are searched for.
         Target("parameters", (*secure, w(params)), loads, share=0.5),
     ]
@@ -114,10 +114,10 @@ def _files(e: Examples, folder: Path) -> list[Target]:
         return Message.load(whole, job, job.analysis.top_level)
 
     return [
-        Target("secret-key-file", (secret,), parse_secret),
-        Target("mapped-file", (w(e.evaluation_key(params, 0)), w(e.fresh(0, 1))), parse_mapped),
+        Target("secret-key-file", (secret,), parse_secret, share=0.5),
+        Target("mapped-file", (w(e.evaluation_key(params, 0)), w(e.fresh(0, 1))), parse_mapped, share=0.3),
         Target("message.json", (message,), parse_message, "json"),
-        Target("message-ciphertexts", (ciphertexts,), parse_ciphertexts, share=0.3),
+        Target("message-ciphertexts", (ciphertexts,), parse_ciphertexts, share=0.2),
     ]
 
 
@@ -164,7 +164,7 @@ def _json(e: Examples, folder: Path) -> list[Target]:
             (description,),
             from_file(lambda p: read_job(read_json(p), model, graph)),
             "json",
-            share=0.002,
+            share=0.005,
             seconds=20,
             constant=256 << 20,
         ),
