@@ -10,12 +10,15 @@ and a function of bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Literal
 
-Kind = Literal["container", "json", "bytes"]
-"""What mutations know about the examples: the wire format, JSON, or nothing."""
+Kind = Literal["container", "json", "numbers", "bytes"]
+"""What mutations know about the examples: the wire format, JSON, JSON of which only numbers are
+changed, or nothing."""
+Generate = Callable[[Random, Sequence[bytes]], bytes]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Target:
     parse
         The parser. What it returns is dropped.
     kind
-        How inputs are made of examples, beside mutations of bytes that every kind gets.
+        How inputs are made of examples, beside mutations of bytes that every kind gets; or a
+        function that makes them.
     share
         How many inputs it gets, relative to the others.
     seconds
@@ -43,7 +47,7 @@ class Target:
     name: str
     examples: tuple[bytes, ...]
     parse: Callable[[bytes], object]
-    kind: Kind = "container"
+    kind: Kind | Generate = "container"
     share: float = 1.0
     seconds: float = 1.0
     multiple: int = 16

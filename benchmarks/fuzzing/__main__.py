@@ -6,12 +6,15 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+from benchmarks.fuzzing import Target
 from benchmarks.fuzzing.engine import (
+    Failure,
     Report,
     Tally,
-    choose,
+    choose_targets,
     judge,
     make_input,
     run_watched,
@@ -33,7 +36,7 @@ def main() -> int:
         parser.error("--count and --processes must be at least 1")
     try:
         with scratch() as folder:
-            targets = choose(folder, options.only)
+            targets = choose_targets(folder, options.only)
             if options.index is not None:
                 if len(targets) != 1:
                     parser.error("--index needs --only with one target")
@@ -53,7 +56,8 @@ def main() -> int:
                 flush=True,
             )
 
-    report = run_watched(options.only, options.seed, options.count, options.processes, notify)
+    choose = partial(choose_targets, names=options.only)
+    report = run_watched(choose, options.seed, options.count, options.processes, notify)
     show(report, time.monotonic() - begin)
     for failure in report.failures:
         path = failure.save(options.failures)
@@ -61,10 +65,8 @@ def main() -> int:
     return 1 if report.failures else 0
 
 
-def repeat(target, seed: int, index: int, failures: Path) -> int:  # type: ignore[no-untyped-def]
+def repeat(target: Target, seed: int, index: int, failures: Path) -> int:
     """Make one input again and say what becomes of it."""
-    from benchmarks.fuzzing.engine import Failure
-
     warm_up([target])
     data, tally = make_input(target, seed, index), Tally()
     what = judge(target, data, tally) or judge(target, data, tally, measured=True)

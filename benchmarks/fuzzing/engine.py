@@ -8,11 +8,11 @@ import os
 import resource
 import tempfile
 import time
-import tracemalloc
 import traceback
+import tracemalloc
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -248,35 +248,44 @@ def warm_up(targets: Sequence[Target]) -> None:
             for example in target.examples:
                 with suppress(AegisError):  # examples of other parsers are among those of some
                     target.parse(example)
-    gc.collect()
-    gc.freeze()  # what there is now need not be looked at after every input
 
 
 # -- several processes ----------------------------------------------------------------------
 
 
+Choose = Callable[[Path], list[Target]]
+"""Makes the targets of a run in each of its processes, so it is pickled."""
+
+
 def run_watched(
-    names: Sequence[str], seed: int, count: int, processes: int, notify: Any = None
+    choose: Choose,
+    seed: int,
+    count: int,
+    processes: int,
+    notify: Callable[[Report], None] | None = None,
+    silence: float = SILENCE,
 ) -> Report:
     """Run inputs in processes of their own; one that dies or hangs is a failure, and is replaced.
 
     Parameters
     ----------
-    names
-        Targets; none for all.
+    choose
+        Makes the targets.
     seed, count
         Inputs 0 to ``count - 1``.
     processes
         How many work at once.
     notify
         Called with the report so far, again and again.
+    silence
+        Seconds after which an input that does not end is a hang.
     """
     report = Report()
     share = -(-count // processes)
     starts = range(0, count, share)
-    workers = [_Worker(names, seed, range(i, min(count, i + share))) for i in starts]
+    workers = [_Worker(choose, seed, range(i, min(count, i + share)), silence) for i in starts]
     try:
-        while any(w.is_working for w in workers) and len(report.failures) < MOST_FAILURES:
+        while any(w.left for w in workers) and len(report.failures) < MOST_FAILURES:
             for worker in workers:
                 worker.collect(report)
             if notify is not None:
@@ -288,32 +297,31 @@ def run_watched(
     return report
 
 
+_STARTING = 2**64 - 1
+STARTUP = 600.0
+"""Seconds that a process may take to begin: kernels may have to be compiled."""
+
+
 class _Worker:
-    def __init__(self, names: Sequence[str], seed: int, indices: range) -> None:
-        self.names, self.seed, self.left = names, seed, indices
+    def __init__(self, choose: Choose, seed: int, indices: range, silence: float) -> None:
+        self.choose, self.seed, self.left, self.silence = choose, seed, indices, silence
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.current = context.Value("Q", 2**64 - 1, lock=False)
+        self.current = context.Value("Q", _STARTING, lock=False)
         self.pipe, other = context.Pipe(duplex=False)
-        arguments = (list(self.names), self.seed, self.left, self.current, other)
+        arguments = (self.choose, self.seed, self.left, self.current, other)
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
         other.close()
-        self.seen, self.since = 2**64 - 1, time.monotonic()
-
-    @property
-    def is_working(self) -> bool:
-        return bool(self.left)
+        self.seen, self.since = _STARTING, time.monotonic()
 
     def collect(self, report: Report) -> None:
         """Take what the process has to say, and see whether it is alive."""
-        if not self.left:
-            return
-        alive = self.process.is_alive()
+        alive = self.process.is_alive()  # before its last words are read
         with suppress(EOFError):
-            while self.pipe.poll():
+            while self.left and self.pipe.poll():
                 found, stop = self.pipe.recv()
                 report.add(found)
                 self.left = range(stop, self.left.stop)
@@ -322,18 +330,18 @@ class _Worker:
         index, now = self.current.value, time.monotonic()
         if index != self.seen:
             self.seen, self.since = index, now
-        hangs = now - self.since > SILENCE
+        hangs = now - self.since > (STARTUP if index == _STARTING else self.silence)
         if alive and not hangs:
             return
         self.stop()
-        if index == 2**64 - 1:
-            raise RuntimeError("a process of the fuzzer does not start; run with --processes 0")
+        if index == _STARTING:
+            raise RuntimeError("a process of the fuzzer did not start; its errors are above")
         what = (
-            f"it did not end within {SILENCE:.0f} s"
+            f"it did not end within {self.silence:.0f} s"
             if hangs
             else f"the process died with exit status {self.process.exitcode}"
         )
-        report.add(_blame(self.names, self.seed, index, what))
+        report.add(_blame(self.choose, self.seed, index, what, index - self.left.start + 1))
         self.left = range(index + 1, self.left.stop)
         if self.left:
             self._start()
@@ -344,14 +352,15 @@ class _Worker:
         self.process.join()
 
 
-def _blame(names: Sequence[str], seed: int, index: int, what: str) -> Report:
+def _blame(choose: Choose, seed: int, index: int, what: str, inputs: int) -> Report:
+    """Report the input that a process ended with, and how many it had since its last report."""
     with scratch() as folder:
-        target = Schedule(choose(folder, names))[index]
+        target = Schedule(choose(folder))[index]
         data = make_input(target, seed, index)
-    return Report({target.name: Tally(1)}, [Failure(target.name, seed, index, what, data)])
+    return Report({target.name: Tally(inputs)}, [Failure(target.name, seed, index, what, data)])
 
 
-def choose(folder: Path, names: Sequence[str]) -> list[Target]:
+def choose_targets(folder: Path, names: Sequence[str] = ()) -> list[Target]:
     """Return the targets of these names, all if there are none.
 
     Raises
@@ -368,11 +377,13 @@ def choose(folder: Path, names: Sequence[str]) -> list[Target]:
     return [t for t in targets if not names or t.name in names]
 
 
-def _work(names: list[str], seed: int, indices: range, current: Any, pipe: Connection) -> None:
+def _work(choose: Choose, seed: int, indices: range, current: Any, pipe: Connection) -> None:
     os.environ["NUMBA_NUM_THREADS"] = "1"  # kernels of so small a ring, and CPU time of one thread
     with scratch() as folder:
-        targets = choose(folder, names)
+        targets = choose(folder)
         warm_up(targets)
+        gc.collect()
+        gc.freeze()  # a collection would count for the input in which it happens
         schedule = Schedule(targets)
         with limited_memory():
             for begin in range(indices.start, indices.stop, BATCH):

@@ -32,7 +32,7 @@ from aegis_dask.service.job import Job, make_job
 PRESET, BOOTSTRAPPING_PRESET = "insecure-n10-d40", "insecure-n10-d40-b4"
 SMALL_SECURE = ("n13-d30", "n14-d40")
 BERT = BertConfig(1, 16, 2, 32, max_positions=16, vocabulary=16)
-GRAPH = "feed_forward"
+GRAPHS = ("feed_forward", "bert_layer")
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,13 @@ class Examples:
     @cached_property
     def job(self) -> Job:
         """A small job: one layer of a model of two heads."""
+        return self.job_of(GRAPHS[0])
+
+    def job_of(self, graph_name: str) -> Job:
+        """Return the job of a graph that comes with the library."""
         model = random_bert(BERT, 1)
         calibration = typical_calibration(BERT)
-        graph = load_graph(GRAPH)
+        graph = load_graph(graph_name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureParametersWarning)
             return make_job(model, calibration, graph, 8, allow_insecure=True)

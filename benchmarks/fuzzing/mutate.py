@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from random import Random
 from typing import Any
 
-from benchmarks.fuzzing import Kind
+from benchmarks.fuzzing import Generate, Kind
 
 MAGIC = b"\x89AEGIS\r\n"
 MOST = 1 << 20
@@ -38,8 +38,12 @@ TEXTS = (
 )
 
 
-def mutate(rng: Random, kind: Kind, examples: Sequence[bytes]) -> bytes:
+def mutate(rng: Random, kind: Kind | Generate, examples: Sequence[bytes]) -> bytes:
     """Return an input."""
+    if callable(kind):
+        return kind(rng, examples)
+    if kind == "numbers":
+        return mutate_numbers(rng, rng.choice(examples))
     where = rng.random()
     if where < 0.04:
         return rng.randbytes(rng.choice((0, 1, 8, 32, 63, 64, 65, 200, 1000, 5000)))
@@ -145,6 +149,27 @@ def _dump(rng: Random, tree: Any) -> bytes:
         except UnicodeEncodeError:
             pass
     return json.dumps(tree, separators=(",", ":")).encode()
+
+
+def mutate_numbers(rng: Random, example: bytes) -> bytes:
+    """Return JSON text of the same form with some other numbers, so that more is made of it."""
+    tree = json.loads(example)
+    places = list(_numbers(tree))
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        parent, key = rng.choice(places)
+        old = parent[key]
+        factor = rng.choice((-1, 0, 1e-9, 1e-3, 0.1, 0.5, 0.99, 1.01, 2, 3, 10, 1e3, 1e6))
+        parent[key] = int(old * factor) if isinstance(old, int) else old * factor
+    return json.dumps(tree).encode()
+
+
+def _numbers(tree: Any) -> Iterator[tuple[Any, Any]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        if type(value) in (int, float):
+            yield tree, key
+        elif isinstance(value, dict | list):
+            yield from _numbers(value)
 
 
 def mutate_tree(rng: Random, tree: Any, examples: Sequence[bytes] = ()) -> Any:

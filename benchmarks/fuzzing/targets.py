@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -18,8 +21,9 @@ from aegis_dask.ckks.bootstrapping.mapped import (
 from aegis_dask.ckks.keys import EvaluationKey, EvaluationKeys, PublicKey
 from aegis_dask.ckks.mapped import INDEX, open_expanded, save_expanded
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
-from aegis_dask.ckks.parameters import PRESETS, Parameters
+from aegis_dask.ckks.parameters import PRESETS, Parameters, ParametersLiteral
 from aegis_dask.ckks.serialization import load, load_secret_key, loads, save_secret_key
+from aegis_dask.errors import AegisError
 from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import load_bert, random_bert
 from aegis_dask.models.graphs import load_graph
@@ -30,8 +34,9 @@ from aegis_dask.service.files import read_json
 from aegis_dask.service.job import read_job
 from aegis_dask.service.messages import DATA, MESSAGE, Message
 from benchmarks.fuzzing import Target
-from benchmarks.fuzzing.examples import BERT, GRAPH, SMALL_SECURE, Examples, as_json, file_of
+from benchmarks.fuzzing.examples import BERT, GRAPHS, SMALL_SECURE, Examples, as_json, file_of
 from benchmarks.fuzzing.examples import written as w
+from benchmarks.fuzzing.mutate import seal, split
 
 Parser = Callable[[bytes], object]
 
@@ -76,12 +81,41 @@ def _wire(e: Examples) -> list[Target]:
         Target("any-class", everything, lambda d: loads(bytearray(d), params), share=4),
         # Parameters of the data are rebuilt: secure ones of any ring, primes are searched for.
         Target("parameters", (*secure, w(params)), loads, share=0.5),
+        Target("rebuilt-parameters", (w(e.plaintext(0, 1)),), loads, other_parameters, share=0.02),
     ]
+
+
+def other_parameters(rng: Random, examples: Sequence[bytes]) -> bytes:
+    """Return a small plaintext of other, secure parameters, with their true fingerprint."""
+    _, text, _ = split(examples[0])
+    header = json.loads(text)
+    log_n, size = rng.randint(10, 17), rng.choice((30, 35, 40, 45, 50, 54, 60))
+    bits = [size] * rng.choice((0, 1, 2, 5, 10, 30, 50))
+    literal = ParametersLiteral(
+        log_n,
+        rng.choice((50, 60, 100)),
+        (*bits, *rng.choice(((), (60,), (25, 25), (50,)))),
+        rng.choice((1, 2, 4, 8, 16, 40)),
+        rng.randint(1, 8),
+        rng.choice((30, 40, 45)),
+    )
+    header["parameters"] = {**asdict(literal), "level_bits": list(literal.level_bits), "name": ""}
+    header |= {"level": 0, "period": 1, "scale": [[2, 30, 1]]}
+    limbs = 2
+    with suppress(AegisError):
+        params = Parameters(literal)
+        header["fingerprint"] = params.fingerprint
+        limbs = len(params.window(0))
+    payload = bytes(limbs * 8)
+    (entry,) = header["tensors"].values()
+    entry |= {"shape": [limbs, 2], "offsets": [0, len(payload)]}
+    entry["sha256"] = hashlib.sha256(payload).hexdigest()
+    return seal(json.dumps(header).encode(), payload)
 
 
 def _files(e: Examples, folder: Path) -> list[Target]:
     params = e.params
-    path, directory = folder / "object", folder / "message"
+    path, directory, key = folder / "object", folder / "message", e.evaluation_key(params, 0)
     secret = file_of(lambda p: save_secret_key(e.secret_key(), p, unencrypted=True), folder)
 
     def parse_secret(data: bytes) -> object:
@@ -115,7 +149,7 @@ def _files(e: Examples, folder: Path) -> list[Target]:
 
     return [
         Target("secret-key-file", (secret,), parse_secret, share=0.5),
-        Target("mapped-file", (w(e.evaluation_key(params, 0)), w(e.fresh(0, 1))), parse_mapped, share=0.3),
+        Target("mapped-file", (w(key), w(e.fresh(0, 1))), parse_mapped, share=0.3),
         Target("message.json", (message,), parse_message, "json"),
         Target("message-ciphertexts", (ciphertexts,), parse_ciphertexts, share=0.2),
     ]
@@ -128,7 +162,12 @@ def _json(e: Examples, folder: Path) -> list[Target]:
     refreshing["bootstrapping"] = asdict(e.bootstrapping.literal)
     refreshing["parameters"] = asdict(e.bootstrapping.params.literal)
     path = folder / "file.json"
-    model, graph = random_bert(BERT, 1), load_graph(GRAPH)
+    model, graphs = random_bert(BERT, 1), [load_graph(name) for name in GRAPHS]
+    jobs = tuple(as_json(e.job_of(name).to_dict()) for name in GRAPHS)
+
+    def build(file: Path) -> object:
+        found = read_json(file)
+        return read_job(found, model, graphs[found.get("graph") == GRAPHS[1]])
 
     def from_file(read: Callable[[Path], object]) -> Parser:
         def parse(data: bytes) -> object:
@@ -161,15 +200,18 @@ def _json(e: Examples, folder: Path) -> list[Target]:
         # Everything that is built of a description: circuits, polynomials, levels.
         Target(
             "job",
-            (description,),
-            from_file(lambda p: read_job(read_json(p), model, graph)),
-            "json",
-            share=0.005,
+            jobs,
+            from_file(build),
+            "numbers",
+            share=0.01,
             seconds=20,
             constant=256 << 20,
         ),
         Target(
-            "calibration", (as_json(job.calibration.to_dict()),), from_file(Calibration.load), "json"
+            "calibration",
+            (as_json(job.calibration.to_dict()),),
+            from_file(Calibration.load),
+            "json",
         ),
         Target("machine", machines, from_file(lambda p: load_machine(str(p))), "json"),
         Target("key-index", (indices[0],), parse_index, "json", share=0.5),

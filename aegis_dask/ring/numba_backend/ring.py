@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -48,6 +49,7 @@ _PASSES = {
 }
 """log2 radices of the row passes; the remaining eight stages are the tail."""
 
+_Tables = tuple[NDArray[Any], ...]
 _pool = BufferPool(limit=1 << 30)
 _serial = threading.Lock()
 
@@ -157,17 +159,30 @@ class NumbaRing:
         self.chain = chain
         self.degree = n
         primes = chain.all_primes
-        plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
-        self._tables, self._inverse_tables = (
-            (plan, *(a.reshape(-1) for a in (t.scalar, t.scalar_shoup, t.vector, t.vector_shoup)))
-            for t in (twiddles(n, primes, False), twiddles(n, primes, True))
-        )
         self._q = np.array(primes, np.uint32)
         self._q_inv = np.array([pow(p, -1, 1 << 32) for p in primes], np.uint32)
         self._r2 = np.array([pow(2, 64, p) for p in primes], np.uint32)
         self._n_inv = shoup_pair([pow(n, -1, p) for p in primes], primes)
         self._one = shoup_pair([1] * len(primes), primes)
         self._r32 = shoup_pair([1 << 32] * len(primes), primes)
+
+    # Hundreds of megabytes for the largest rings, which whoever only reads data of one must not
+    # cost: they are made when a polynomial is transformed.
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        return self._make_tables(inverse=False)
+
+    @cached_property
+    def _inverse_tables(self) -> _Tables:
+        return self._make_tables(inverse=True)
+
+    def _make_tables(self, inverse: bool) -> _Tables:
+        n = self.degree
+        plan = np.array((*_PASSES[n.bit_length() - 1], n), np.int64)
+        t = twiddles(n, self.chain.all_primes, inverse)
+        arrays = (t.scalar, t.scalar_shoup, t.vector, t.vector_shoup)
+        return plan, *(a.reshape(-1) for a in arrays)
 
     # -- memory -----------------------------------------------------------------------------
 
