@@ -14,6 +14,7 @@ from aegis_dask.ckks.levels import LevelPlanner
 from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.scale import Scale
+from aegis_dask.ckks.sharing import Sharing
 from aegis_dask.ring.backend import concatenate, contiguous
 
 
@@ -109,11 +110,29 @@ class Decryptor:
         self._encoder = Encoder(params)
         check_same(self, key, names=("the decryptor", "the secret key"))
 
-    def decrypt(self, ciphertext: Ciphertext) -> NDArray[np.complex128]:
-        """Return the slots: ``[slots]``, or ``[batch, slots]`` for a batch of several."""
+    def decrypt(
+        self, ciphertext: Ciphertext, share: Sharing | None = None
+    ) -> NDArray[np.complex128]:
+        """Return the slots: ``[slots]``, or ``[batch, slots]`` for a batch of several.
+
+        Parameters
+        ----------
+        ciphertext
+            One or several.
+        share
+            Flood them with noise, for results that others get: as they are they tell about the
+            secret key (see `ckks.sharing`).
+
+        Raises
+        ------
+        ParameterError
+            If flooding would leave less precision than `share` asks for.
+        """
         check_same(self, ciphertext, names=("the decryptor", "the ciphertext"))
         data = self.decrypt_residues(ciphertext)
         values = self._encoder.decode_residues(data, ciphertext.level, ciphertext.scale)
+        if share is not None:
+            values = share.flood(values)
         return values[0] if ciphertext.batch == 1 else values
 
     def decrypt_residues(self, ciphertext: Ciphertext) -> Any:

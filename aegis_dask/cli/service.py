@@ -20,6 +20,7 @@ from aegis_dask.cli.setup import (
 from aegis_dask.errors import ParameterError, TextError
 
 if TYPE_CHECKING:
+    from aegis_dask.ckks.sharing import Sharing
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.models.graphs import Graph
     from aegis_dask.service.client import Client
@@ -210,6 +211,30 @@ def decrypt(
     sha256: o.Sha256 = None,
     graph: o.GraphOption = None,
     output: o.Output = None,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="Add noise, so that others may see the result: bits of statistical security "
+            "against finding the secret key, such as 30. Needs --share-error.",
+        ),
+    ] = None,
+    share_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Bound on the largest error of the encrypted computation: aegis run prints that "
+            "of its texts as 'largest error against the same circuit'; give several times it.",
+        ),
+    ] = None,
+    share_results: Annotated[
+        int,
+        typer.Option(metavar="N", help="Results that are ever shared with this secret key."),
+    ] = 1,
+    share_precision: Annotated[
+        float,
+        typer.Option(metavar="BITS", help="Bits after the binary point that the noise must leave."),
+    ] = 4,
     as_json: o.Json = False,
 ) -> None:
     """Client: decrypt the server's response."""
@@ -224,10 +249,18 @@ def decrypt(
 
     terminal = Terminal(as_json)
     check_writable(output)
+    sharing = _sharing(share, share_error, share_results, share_precision)
     opened = open_client(client, model, sha256, graph, terminal)
     with terminal.step("Decrypting"):
-        values = opened.read_response(response)
+        values = opened.read_response(response, sharing)
     result: dict[str, Any] = {"tokens": values.shape[0], "features": values.shape[1]}
+    if sharing is not None:
+        result["shared"] = {
+            "statistical_security_bits": sharing.bits,
+            "results": sharing.queries,
+            "error": sharing.error,
+            "noise": sharing.deviation(values.size),
+        }
     stats = None
     if text is not None:
         ids = Tokenizer.for_model(opened.job.model).encode(text)
@@ -244,9 +277,30 @@ def decrypt(
         terminal.note(f"Result: {output}")
     first = ", ".join(f"{v:.4f}" for v in values[0, :6])
     terminal.say(f"{values.shape[0]} tokens x {values.shape[1]} features, the first: {first}, ...")
+    if sharing is not None:
+        terminal.say(
+            f"With noise of standard deviation {sharing.deviation(values.size):.3g}, for one of "
+            f"{sharing.queries} shared results: {sharing.bits:g} bits of statistical security if "
+            f"errors are below {sharing.error:g}."
+        )
     if stats is not None:
         terminal.say(precision_line(stats, "the reference"))
     terminal.json({**result, "output": None if output is None else str(output)})
+
+
+def _sharing(
+    bits: float | None, error: float | None, results: int, precision: float
+) -> Sharing | None:
+    from aegis_dask.ckks.sharing import Sharing
+
+    if (bits is None) != (error is None):
+        raise ParameterError(
+            "--share and --share-error go together: the noise that hides the error of the "
+            "computation depends on how large it can be"
+        )
+    if bits is None or error is None:
+        return None
+    return Sharing(error, bits, results, precision)
 
 
 def open_client(

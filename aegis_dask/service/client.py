@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from aegis_dask.ckks.encryptor import Decryptor, Encryptor
 from aegis_dask.ckks.keys import KeyGenerator, SecretKey
 from aegis_dask.ckks.serialization import load_secret_key, save, save_secret_key
+from aegis_dask.ckks.sharing import Sharing
 from aegis_dask.errors import ProgramError
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.graphs import Graph
@@ -68,13 +69,26 @@ class Client:
         batch = encryptor.encrypt(slots.reshape(-1, job.packing.slots), level=analysis.top_level)
         return CipherArray(batch, job.layout.shape)
 
-    def decrypt(self, y: CipherArray, length: int | None = None) -> Float:
+    def decrypt(
+        self, y: CipherArray, length: int | None = None, share: Sharing | None = None
+    ) -> Float:
         """Decrypt hidden states ``[length, features]``; by default as long as the job's text.
+
+        Parameters
+        ----------
+        y
+            The result.
+        length
+            Tokens of the text.
+        share
+            Flood the hidden states with noise, for results that others get (`ckks.sharing`).
 
         Raises
         ------
         ProgramError
             If the shape is not that of the job's result.
+        ParameterError
+            If flooding would leave less precision than `share` asks for.
         """
         job = self.job if length is None else self.job.for_length(length)
         if y.shape != job.layout.shape:
@@ -82,7 +96,8 @@ class Client:
                 f"a result of {y.shape} ciphertexts was given, the job's has {job.layout.shape}"
             )
         slots = Decryptor(job.analysis.params, self._secret_key).decrypt(y.batch)
-        return job.packing.unpack(np.asarray(slots), job.layout)
+        values = job.packing.unpack(np.asarray(slots), job.layout)
+        return values if share is None else share.flood(values)
 
     # -- requests and responses --------------------------------------------------------------
 
@@ -98,16 +113,18 @@ class Client:
         message.save(directory)
         return message
 
-    def read_response(self, directory: Path) -> Float:
-        """Decrypt a response.
+    def read_response(self, directory: Path, share: Sharing | None = None) -> Float:
+        """Decrypt a response; `share` as for `decrypt`.
 
         Raises
         ------
         SerializationError
             If it is damaged, or of another job.
+        ParameterError
+            If flooding would leave less precision than `share` asks for.
         """
         message = Message.load(directory, self.job)
-        return self.decrypt(message.values, message.length)
+        return self.decrypt(message.values, message.length, share)
 
     # -- files -------------------------------------------------------------------------------
 

@@ -62,6 +62,26 @@ def test_a_server_in_another_process_answers_a_request(
     np.testing.assert_allclose(np.load(output), expected, atol=TOLERANCE)
 
 
+def test_a_shared_result_has_noise(
+    checkpoint: Path, keys: Path, request_folder: Path, tmp_path: Path
+) -> None:
+    """A request is in the form of a response, and decrypts to its input."""
+    command = ("decrypt", "--model", checkpoint, "--client", keys / "client")
+    command += ("--response", request_folder)
+    plain, shared = tmp_path / "plain.npy", tmp_path / "shared.npy"
+    json_of(*command, "--output", plain)
+    options = ("--share", "20", "--share-error", "1e-9", "--share-results", "3")
+    told = json_of(*command, "--output", shared, *options)["shared"]
+    assert told["statistical_security_bits"] == 20
+    assert told["results"] == 3
+    added = np.load(shared) - np.load(plain)
+    assert abs(added.std() / told["noise"] - 1) < 0.2
+    result = aegis(*command, *options)
+    assert "20 bits of statistical security" in " ".join(result.stdout.split())
+    assert "--share-error go together" in refused(*command, "--share", "20")
+    assert "after the binary point" in refused(*command, "--share", "30", "--share-error", "1e-3")
+
+
 def test_only_the_client_s_folder_holds_a_secret_and_only_its_owner_reads_it(keys: Path) -> None:
     assert {f.name for f in (keys / "client").iterdir()} == {"secret.aegis", "job.json"}
     assert {f.name for f in (keys / "bundle").iterdir()} == {"keys.aegis", "job.json"}
