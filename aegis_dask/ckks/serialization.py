@@ -67,8 +67,17 @@ def dumps(obj: Serializable) -> bytes:
     return b"".join(_frame(obj))
 
 
-def save(obj: Serializable, path: Path) -> None:
+def save(obj: Serializable, path: Path, *, mode: int = 0o666) -> None:
     """Write an object to a file, completely or not at all; an existing file is replaced.
+
+    Parameters
+    ----------
+    obj
+        The object.
+    path
+        The file.
+    mode
+        Permissions from the moment the file exists, less the umask.
 
     Raises
     ------
@@ -77,7 +86,7 @@ def save(obj: Serializable, path: Path) -> None:
     OSError
         If the file cannot be written.
     """
-    write_atomically(path, _frame(obj))
+    write_atomically(path, _frame(obj), mode=mode)
 
 
 @overload

@@ -150,17 +150,14 @@ def _write(
     outcome: Outcome, report: Path | None, output: Path | None, terminal: Terminal
 ) -> dict[str, Any]:
     """Write the files that were asked for; return their names."""
-    import numpy as np
-
     from aegis_dask.runtime.report import write_report
-    from aegis_dask.service.files import writing
+    from aegis_dask.service.files import write_array, writing
     from aegis_dask.service.summary import report_precision
 
     written: dict[str, Any] = {"report": None, "output": None}
     job = outcome.prepared.job
     if output is not None:
-        with writing(output), output.open("wb") as file:
-            np.save(file, outcome.output, allow_pickle=False)
+        write_array(output, outcome.output)
         terminal.note(f"Result: {output}")
         written["output"] = str(output)
     if report is not None:

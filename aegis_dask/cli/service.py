@@ -238,12 +238,10 @@ def decrypt(
     as_json: o.Json = False,
 ) -> None:
     """Client: decrypt the server's response."""
-    import numpy as np
-
     from aegis_dask.ckks.precision import precision_stats
     from aegis_dask.models.text import Tokenizer
     from aegis_dask.service import local
-    from aegis_dask.service.files import writing
+    from aegis_dask.service.files import write_array
     from aegis_dask.service.summary import describe_precision
     from aegis_dask.terminal import Terminal, precision_line
 
@@ -272,8 +270,7 @@ def decrypt(
         stats = precision_stats(local.prepare(opened.job, ids).expected, values)
         result["precision"] = describe_precision(stats)
     if output is not None:
-        with writing(output), output.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
+        write_array(output, values)
         terminal.note(f"Result: {output}")
     first = ", ".join(f"{v:.4f}" for v in values[0, :6])
     terminal.say(f"{values.shape[0]} tokens x {values.shape[1]} features, the first: {first}, ...")

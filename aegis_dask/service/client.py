@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.ckks.encryptor import Decryptor, Encryptor
+from aegis_dask.ckks.files import PRIVATE
 from aegis_dask.ckks.keys import KeyGenerator, SecretKey
 from aegis_dask.ckks.serialization import load_secret_key, save, save_secret_key
 from aegis_dask.ckks.sharing import Sharing
@@ -167,6 +168,6 @@ class Client:
         make_directory(directory)
         keys = self.evaluation_keys()
         with writing(directory / KEYS):
-            save(keys, directory / KEYS)
+            save(keys, directory / KEYS, mode=PRIVATE)
         write_json(directory / JOB, self.job.to_dict())
         return keys

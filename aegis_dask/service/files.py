@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ckks.files import PRIVATE, write_atomically
 from aegis_dask.ckks.strict_json import read_object
 from aegis_dask.errors import SerializationError
 
@@ -79,8 +84,22 @@ def make_directory(directory: Path) -> None:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write JSON for its owner only."""
     with writing(path):
-        path.touch(mode=0o600)
+        path.touch(mode=PRIVATE)
         path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def write_array(path: Path, values: NDArray[np.float64]) -> None:
+    """Write a result in the format of ``.npy`` for its owner only; an existing file is replaced.
+
+    Raises
+    ------
+    SerializationError
+        If it cannot be written.
+    """
+    buffer = BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    with writing(path):
+        write_atomically(path, [buffer.getbuffer()], mode=PRIVATE)
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:

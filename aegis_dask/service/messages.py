@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from reprlib import repr as shorten
 
+from aegis_dask.ckks.files import PRIVATE
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.serialization import load, save
 from aegis_dask.ckks.wire import MOST_OVERHEAD, RESIDUE_BYTES
@@ -56,7 +57,7 @@ class Message:
         """
         make_directory(directory)
         with writing(directory / DATA):
-            save(self.values.batch, directory / DATA)
+            save(self.values.batch, directory / DATA, mode=PRIVATE)
         write_json(
             directory / MESSAGE,  # last, so that a message with it is complete
             {"fingerprint": self.fingerprint, "length": self.length, "shape": self.values.shape},
