@@ -7,7 +7,7 @@ the number-theoretic transform (Harvey, arXiv:1205.2926) need no correction of o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from functools import cache
+from functools import lru_cache
 
 from aegis_dask.errors import ParameterError
 
@@ -20,7 +20,7 @@ MIN_PRIME_BITS = 25
 _WITNESSES = (2, 3, 5, 7)  # deterministic below 3,215,031,751 (Jaeschke 1993), so below 2^30
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def is_prime(n: int) -> bool:
     """Tell whether `n`, at most ``2**31``, is prime (deterministic Miller-Rabin)."""
     if n < 11 or any(n % w == 0 for w in _WITNESSES):

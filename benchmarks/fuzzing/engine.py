@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import signal
 import tempfile
 import time
 import traceback
@@ -378,6 +379,7 @@ def choose_targets(folder: Path, names: Sequence[str] = ()) -> list[Target]:
 
 
 def _work(choose: Choose, seed: int, indices: range, current: Any, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this one ends it
     os.environ["NUMBA_NUM_THREADS"] = "1"  # kernels of so small a ring, and CPU time of one thread
     with scratch() as folder:
         targets = choose(folder)

@@ -57,7 +57,7 @@ def test_the_divergence_is_what_the_theorem_asks_for(
     """Over all queries: q t^2 / 2 sigma^2, t the distance of two rounded results, 2^-(s + 7)."""
     share = Sharing(error, bits, queries)
     distance = sqrt(count) * (error + share.grid)
-    assert share.grid <= error / 8
+    assert share.grid <= error / 16
     divergence = queries * distance**2 / (2 * share.deviation(count) ** 2)
     assert 0.99 * 2 ** -(bits + 7) < divergence <= 2 ** -(bits + 7)
 
