@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from aegis_dask import config
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.dashboard.brief import Brief, make_brief
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import MACHINES, Machine, load_machine
@@ -44,6 +45,7 @@ from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import Session, Snapshot, WorkerLostError
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
+from aegis_dask.runtime.watch import install_monitor, watched
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,16 @@ JOIN_SECONDS = 30.0
 """How long a run waits for workers that are being restarted."""
 UNKNOWN_STAGE_SECONDS = 0.1
 """Assumed work of a stage where nothing is known of it."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the dashboard is told of a run: its name, and what predictions are made from."""
+
+    title: str = ""
+    top_level: int | None = None
+    machine: Machine | None = None
+    resumed: int = 0
 
 
 class Executor:
@@ -98,6 +110,7 @@ class Executor:
         self.is_local = client.cluster is not None
         self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
         self._context = Context()
+        self._analysed: tuple[Program, int | None, Analysis] | None = None  # the last one
         self._name = ""
         self._opened: set[str] = set()  # workers that have the context
         self._addresses: list[str] = []
@@ -105,6 +118,7 @@ class Executor:
         stack.callback(self._hosts.close)
         on_their_own = self.is_local and not in_process
         client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
+        install_monitor(client)
         self.prepare()
 
     # -- opening and closing -----------------------------------------------------------------
@@ -278,6 +292,9 @@ class Executor:
         """Address of Dask's dashboard, or ""."""
         if self._has_dashboard:
             with suppress(Exception):  # the scheduler may be gone, or have none
+                if self.client.cluster is not None:  # Dask names the host, we listen on loopback
+                    services = self.client.scheduler_info()["services"]
+                    return f"http://127.0.0.1:{services['dashboard']}/status"
                 return str(self.client.dashboard_link)
         return ""
 
@@ -315,6 +332,7 @@ class Executor:
             params = keys.evaluation.params if isinstance(keys, BootstrappingKeys) else keys.params
         old, self._name = self._name, uuid.uuid4().hex[:12]
         self._context = Context(params, keys, dict(store or {}))
+        self._analysed = None
         self._opened = set()
         if self._in_process:
             contexts.SHARED[self._name] = self._context
@@ -413,12 +431,15 @@ class Executor:
         params = self._context.params
         if params is None or program.slots != params.slots:
             return None
-        try:
-            return analyse(program, self._context.bootstrapping or params, top_level)
-        except LevelError:
-            if interpreter == "encrypted":
-                raise
-            return None  # other interpreters need no levels
+        if self._analysed is None or self._analysed[:2] != (program, top_level):
+            try:
+                found = analyse(program, self._context.bootstrapping or params, top_level)
+            except LevelError:
+                if interpreter == "encrypted":
+                    raise
+                return None  # other interpreters need no levels
+            self._analysed = (program, top_level, found)
+        return self._analysed[2]
 
     def run(
         self,
@@ -436,6 +457,7 @@ class Executor:
         machine: Machine | None = None,
         top_level: int | None = None,
         resumes: int = RESUMES,
+        title: str = "",
     ) -> Result:
         """Run a program.
 
@@ -473,6 +495,8 @@ class Executor:
             How often a run in which a worker is lost is taken up again, once another worker is in
             its place: after the last layer that is finished, with the same residues. Not where the
             worker ran out of memory, which it would again.
+        title
+            What to call the run on the dashboard.
 
         Raises
         ------
@@ -498,11 +522,19 @@ class Executor:
             top_level=top_level,
             interpreter=interpreter,
         )
+        about = About(title, top_level, self.machine if machine is None else machine)
         snapshot = Snapshot() if resumes else None
         for attempt in range(resumes + 1):
             try:
                 result = self._execute(
-                    program, inputs, plan, where, interpreter, progress, snapshot=snapshot
+                    program,
+                    inputs,
+                    plan,
+                    where,
+                    interpreter,
+                    progress,
+                    snapshot=snapshot,
+                    about=replace(about, resumed=attempt),
                 )
             except WorkerLostError as error:
                 if snapshot is None or attempt == resumes:
@@ -578,6 +610,7 @@ class Executor:
         progress: ProgressCallback | None,
         by_limbs: tuple[Recording, LimbProgram] | None = None,
         snapshot: Snapshot | None = None,
+        about: About | None = None,
     ) -> Result:
         run = uuid.uuid4().hex[:8]
         addresses = tuple(self._addresses)
@@ -596,18 +629,14 @@ class Executor:
         )
         session = Session(self.client, spec, plan, progress, snapshot)
         file = Path(f"run-{run}.pickle")
+        brief = self._brief(session, about or About())
         try:
-            self._start(spec, file, where)
-            pieces = session.execute(inputs)
-            reports: dict[str, WorkerReport] = self.client.run(
-                plugin.report_run, run, workers=list(addresses)
-            )
-        except (OSError, TimeoutError, CancelledError) as e:
-            session.check_workers()
-            raise ClusterError(
-                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
-                "worker that has been restarted is taken up"
-            ) from e
+            with watched(self.client, brief), self._connected(session):
+                self._start(spec, file, where)
+                pieces = session.execute(inputs)
+                reports: dict[str, WorkerReport] = self.client.run(
+                    plugin.report_run, run, workers=list(addresses)
+                )
         finally:
             self._hosts.withdraw(file)
             if load is not None:
@@ -623,6 +652,42 @@ class Executor:
                 label = next(n for n, i in program.inputs.items() if i == node)
                 outputs[name] = inputs[label]
         return self._result(session, outputs, reports)
+
+    @staticmethod
+    @contextmanager
+    def _connected(session: Session) -> Iterator[None]:
+        """Say what it means when the block loses a connection."""
+        try:
+            yield
+        except (OSError, TimeoutError, CancelledError) as e:
+            session.check_workers()
+            raise ClusterError(
+                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
+                "worker that has been restarted is taken up"
+            ) from e
+
+    def _brief(self, session: Session, about: About) -> Brief:
+        """Return what the dashboard shows of a run before it begins."""
+        spec, groups = session.spec, session.groups
+        first = groups[session.first].tasks[0] if session.first < len(groups) else 0
+        return make_brief(
+            session.program,
+            session.plan,
+            run=spec.run,
+            addresses=spec.addresses,
+            names=self._names(spec.addresses),
+            title=about.title,
+            client=self.client.id,
+            analysis=self._analyse(session.program, about.top_level, spec.interpreter),
+            machine=about.machine,
+            first=first,
+            resumed=about.resumed,
+        )
+
+    def _names(self, addresses: Sequence[str]) -> list[str]:
+        """Return the workers' names, by Dask."""
+        known = cluster.workers_of(self.client)
+        return [str(known.get(a, {}).get("name", i)) for i, a in enumerate(addresses)]
 
     @property
     def _shares_cores(self) -> bool:
@@ -654,13 +719,12 @@ class Executor:
             "kernel threads per worker": str(self.threads),
             "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        names = cluster.workers_of(self.client)
         addresses = session.spec.addresses
         return make_result(
             session.program,
             session.tasks,
             addresses,
-            [str(names.get(a, {}).get("name", i)) for i, a in enumerate(addresses)],
+            self._names(addresses),
             reports,
             outputs={name: outputs[name] for name in session.program.outputs},
             transfers=count_transfers(

@@ -14,6 +14,7 @@ from distributed import Client
 from distributed.client import Future
 from distributed.utils_comm import gather_from_workers
 
+from aegis_dask.dashboard.monitor import TASKS
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.placement.traffic import format_bytes
@@ -31,7 +32,7 @@ from aegis_dask.runtime.graph import (
 from aegis_dask.runtime.progress import Progress, ProgressCallback
 from aegis_dask.runtime.serialization import payload_bytes
 from aegis_dask.runtime.values import limbs_of, rows_of
-from aegis_dask.runtime.worker import TOPIC, RunSpec, TaskError
+from aegis_dask.runtime.worker import RunSpec, TaskError
 
 POLL_SECONDS = 2.0
 """How often the workers are looked at, beside the scheduler's messages."""
@@ -146,7 +147,7 @@ class Session:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        topics = {TOPIC: "task", "all": "cluster", "worker-restart-memory": "memory"}
+        topics = {TASKS: "task", "all": "cluster", "worker-restart-memory": "memory"}
         for topic, name in topics.items():
 
             def put(event: tuple[float, Any], name: str = name) -> None:

@@ -1,0 +1,133 @@
+"""The page in the dashboard of Dask's scheduler: ``/aegis``, linked from its menu.
+
+A document of Bokeh with a piece of HTML for each panel, brought up to date every second. What it
+shows is kept by the monitor; a page asks for it and holds nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from aegis_dask.dashboard.markup import CARDS, STYLE, text, time_text
+from aegis_dask.dashboard.panels import STATE_COLOURS, Panel, make_panels
+
+if TYPE_CHECKING:
+    from aegis_dask.dashboard.monitor import Monitor
+
+PAGE = "aegis"
+UPDATE_MS = 1000
+MOST_LINKS = 12
+"""Runs that are linked from the page."""
+PANELS = ("run", "timeline", "layers", "levels", "links", "memory", "slowest", "errors")
+WHOLE = ("runs", "run", "timeline")
+TEMPLATE = """
+{% extends "base.html" %}
+{% block extra_resources %}<style>{{ cards }}</style>{% endblock %}
+{% block content %}
+{% from macros import embed %}
+<main class="aegis-page" aria-label="Runs of aegis_dask">
+{% for name in names %}
+<section class="{{ 'whole' if name in whole else '' }}">{{ embed(roots[name]) }}</section>
+{% endfor %}
+</main>
+{{ plot_script }}
+{% endblock %}
+"""
+
+
+def open_pages(scheduler: Any, monitor: Monitor) -> None:
+    """Add the page to the dashboard of a scheduler that runs, and to its menu.
+
+    Without a dashboard there is no page. Dask takes applications when its scheduler starts, and
+    tells the templates of all pages of its menu then; so ours is an application of its own on the
+    same server, and its name is put into that menu.
+    """
+    applications = getattr(scheduler.http_application, "applications", [])
+    if not any(type(a).__name__ == "DaskBokehTornado" for a in applications):
+        return
+    from distributed.dashboard.core import BokehApplication
+    from distributed.dashboard.scheduler import template_variables
+    from tornado.ioloop import IOLoop
+
+    menu: dict[str, Any] = template_variables(scheduler)
+    if PAGE in menu["pages"]:
+        return
+    prefix = getattr(scheduler, "_http_prefix", "") or ""
+
+    def document(server: Any, extra: dict[str, Any], doc: Any) -> None:
+        make_document(doc, monitor, extra)
+
+    application = BokehApplication({f"/{PAGE}": document}, scheduler, prefix, menu)
+    scheduler.http_application.add_application(application)
+    application.initialize(IOLoop.current())
+    application.start()
+    menu["pages"].insert(1, PAGE)
+
+
+def make_document(doc: Any, monitor: Monitor, extra: dict[str, Any]) -> None:
+    """Fill a document of Bokeh with a run: the one that its address asks for, or the last."""
+    import distributed.http
+    from bokeh.models import InlineStyleSheet
+    from bokeh.models.widgets import Div
+    from jinja2 import Environment, FileSystemLoader
+
+    arguments = {}
+    if doc.session_context is not None:
+        arguments = doc.session_context.request.arguments
+    asked = arguments.get("run", [b""])[0].decode("utf-8", "replace")
+    style = InlineStyleSheet(css=STYLE)
+    shown = {
+        name: Div(name=name, stylesheets=[style], disable_math=True, sizing_mode="stretch_width")
+        for name in ("runs", *PANELS)
+    }
+
+    def update() -> None:
+        for name, html in contents(monitor, asked).items():
+            if shown[name].text != html:
+                shown[name].text = html
+
+    update()
+    for div in shown.values():
+        doc.add_root(div)
+    doc.add_periodic_callback(update, UPDATE_MS)
+    doc.title = "Dask: Aegis"
+    folder = Path(distributed.http.__file__).parent / "templates"
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=False)
+    doc.template = environment.from_string(TEMPLATE)
+    doc.template_variables.update({**extra, "cards": CARDS, "names": list(shown), "whole": WHOLE})
+
+
+def contents(monitor: Monitor, asked: str = "") -> dict[str, str]:
+    """Return the HTML of every panel, of the run that is asked for, or of the last."""
+    out = {"runs": _runs(monitor, asked), **dict.fromkeys(PANELS, "")}
+    log = monitor.runs.get(asked) or next(reversed(monitor.runs.values()), None)
+    if log is None:
+        return out
+    for panel in make_panels(log.view(time.time())):
+        out[panel.name] = panel.html
+    return out
+
+
+def _runs(monitor: Monitor, asked: str) -> str:
+    """Return links to the runs there are, the last first."""
+    if not monitor.runs:
+        body = '<p class="none">No run yet. It will be here as soon as one begins.</p>'
+        return Panel("runs", "Runs", "", body).html
+    now = time.time()
+    links = []
+    for name, log in list(reversed(monitor.runs.items()))[:MOST_LINKS]:
+        ago = time_text(max(0.0, now - log.begin))
+        colour = STATE_COLOURS[log.state]
+        current = ' aria-current="page"' if name == asked else ""
+        links.append(
+            f'<li><i style="background:{colour}"></i>'
+            f'<a href="{PAGE}?run={text(quote(name))}"{current}>'
+            f"{text(log.brief.title or f'run {name}')}</a> "
+            f"<small>{text(log.state)}, began {ago} ago</small></li>"
+        )
+    latest = f'<li><a href="{PAGE}">Follow the latest</a></li>' if asked else ""
+    body = f'<ul class="legend" aria-label="Runs">{"".join(links)}{latest}</ul>'
+    return Panel("runs", "Runs", "", body).html
