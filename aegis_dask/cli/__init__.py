@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from aegis_dask import __version__
-from aegis_dask.cli import calibrate, plan, run, service, showcase
+from aegis_dask.cli import calibrate, plan, report, run, service, showcase
 from aegis_dask.cli.command import command
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ for body, panel in (
     (calibrate.calibrate, _LOCAL),
     (run.run, _LOCAL),
     (run.verify, _LOCAL),
+    (report.report, _LOCAL),
     (service.keys, _REMOTE),
     (service.encrypt, _REMOTE),
     (service.evaluate, _REMOTE),

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aegis_dask.dashboard.markup import BOOTSTRAPPING, INK, LINE, colours, text, ticks, time_text
+from aegis_dask.dashboard.markup import (
+    BOOTSTRAPPING,
+    INK,
+    LINE,
+    colours,
+    text,
+    ticks,
+    time_text,
+    time_ticks,
+)
 from aegis_dask.dashboard.view import RUNNING, Column, Layer, RunView
 
 WIDTH = 1200
 LEFT, RIGHT = 84, 12
-BAND, LANE = 20, 30
+BAND, LANE = 20, 38
 THIN_LANE = 14
 """Height of a lane where there are many devices."""
 MANY = 12
@@ -36,7 +45,7 @@ def draw_timeline(view: RunView) -> str:
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text(_summary(view))}">',
         *_bands(view.layers, scale, bottom),
     ]
-    for t in ticks(end):
+    for t in time_ticks(end):
         x = LEFT + t * scale
         out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BAND}" y2="{bottom}" stroke="{LINE}"/>')
         out.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle">{time_text(t)}</text>')
@@ -64,12 +73,14 @@ def draw_timeline(view: RunView) -> str:
             out.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BAND}" y2="{bottom}" stroke="{INK}" '
                 f'stroke-width="1.5" stroke-dasharray="5 4"><title>planned end</title></line>'
+                f'<text x="{x - 4:.1f}" y="{bottom - 4}" text-anchor="end">planned end</text>'
             )
     if view.state == RUNNING:
         x = LEFT + view.seconds * scale
         out.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BAND}" y2="{bottom}" stroke="{BOOTSTRAPPING}" '
             f'stroke-width="1.5"><title>now</title></line>'
+            f'<text x="{x + 4:.1f}" y="{bottom - 4}">now</text>'
         )
     out.append("</svg>")
     return "".join(out)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from math import floor, log10
+from math import ceil, floor, log10
 
 PALETTE = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#7b61c9", "#a3be3c"),
     *("#3b8686", "#c44e52", "#88a2c4", "#5d4037", "#e377c2", "#2f4b7c", "#b5b35c", "#6e7f80"),
 )
 """Colours of operators, in the order of the program."""
+TIME_STEPS = (10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 BOOTSTRAPPING = "#d55e00"
 """Of the operator that everybody looks for."""
 PLANNED = "#c3ccd6"
@@ -20,6 +21,7 @@ INK, FAINT, LINE = "#1c2430", "#566272", "#dfe4ea"
 STYLE = f"""
 :host, .aegis {{ font: 14px/1.45 system-ui, "Segoe UI", Helvetica, Arial, sans-serif;
   color: {INK} }}
+.bk-clearfix {{ width: 100% }}
 .aegis h2 {{ font-size: 15px; font-weight: 650; margin: 0 0 2px }}
 .aegis .note {{ color: {FAINT}; font-size: 12.5px; margin: 0 0 10px }}
 .aegis .none {{ color: {FAINT}; margin: 8px 0 }}
@@ -30,7 +32,11 @@ STYLE = f"""
   border-bottom: 1px solid {LINE} }}
 .aegis td:last-child, .aegis th:last-child {{ padding-right: 0 }}
 .aegis td.name, .aegis th.name {{ text-align: left; overflow-wrap: anywhere }}
-.aegis td.wide {{ width: 38% }}
+.aegis td {{ white-space: nowrap }}
+.aegis td.name {{ white-space: normal }}
+.aegis .drawn {{ text-align: left }}
+.aegis td.drawn {{ width: 34%; min-width: 50px }}
+.aegis td.drawn .bar {{ min-width: 50px }}
 .aegis .bar {{ position: relative; height: 12px; border-radius: 3px; background: #eef1f4;
   overflow: hidden }}
 .aegis .bar span {{ position: absolute; left: 0; top: 0; bottom: 0 }}
@@ -46,7 +52,7 @@ STYLE = f"""
 .aegis svg .strong {{ fill: {INK} }}
 .aegis .state {{ display: inline-block; padding: 1px 9px; border-radius: 10px; font-size: 12.5px;
   font-weight: 600; color: #fff; vertical-align: 2px }}
-.aegis .error {{ color: #a3260d }}
+.aegis .error {{ color: #a3260d; margin: 10px 0 0 }}
 """.strip()
 
 CARDS = f"""
@@ -69,6 +75,8 @@ def row(cells: Iterable[object], tag: str = "td", left: int = 1) -> str:
     out = []
     for i, cell in enumerate(cells):
         kind = ' class="name"' if i < left else ""
+        if isinstance(cell, Raw):
+            kind = ' class="drawn"'
         scope = ' scope="col"' if tag == "th" else ""
         out.append(f"<{tag}{kind}{scope}>{cell if isinstance(cell, Raw) else text(cell)}</{tag}>")
     return f"<tr>{''.join(out)}</tr>\n"
@@ -129,6 +137,14 @@ def colours(operators: Sequence[str]) -> list[str]:
     return out
 
 
+def time_ticks(end: float, about: int = 8) -> list[float]:
+    """Return round times from 0 to `end`, in seconds."""
+    if end < 60:
+        return ticks(end, about)
+    step = next((s for s in TIME_STEPS if end / s <= about), 3600 * ceil(end / 3600 / about))
+    return [float(t) for t in range(0, int(end) + 1, step)]
+
+
 def ticks(end: float, about: int = 8) -> list[float]:
     """Return round numbers from 0 to `end`."""
     if end <= 0:
@@ -141,12 +157,14 @@ def ticks(end: float, about: int = 8) -> list[float]:
 
 def time_text(seconds: float) -> str:
     """Return a time for people to read."""
+    if not seconds:
+        return "0 s"
     if seconds < 0.0995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 99.5:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 100:
-        return f"{minutes} min {rest:02d} s"
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    return f"{hours} h {minutes:02d} min" if minutes else f"{hours} h"

@@ -153,6 +153,13 @@ def begin_run(brief: Mapping[str, Any], dask_scheduler: Any) -> None:
         monitor.begin(brief)
 
 
+def memory_of(run: str, dask_scheduler: Any) -> list[tuple[int, int, int]]:
+    """Return the most that each worker held in a run, its process, and the limit of that."""
+    monitor = monitor_of(dask_scheduler)
+    log = None if monitor is None else monitor.runs.get(run)
+    return [] if log is None else list(zip(log.peaks, log.process, log.limits, strict=True))
+
+
 def view_runs(run: str | None, dask_scheduler: Any) -> list[str] | None:
     """Return the runs there are as JSON, the oldest first, or the one that is asked for.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from aegis_dask.dashboard.markup import CARDS, STYLE, text, time_text
+from aegis_dask.dashboard.markup import CARDS, STYLE, none, text, time_text
 from aegis_dask.dashboard.panels import STATE_COLOURS, Panel, make_panels
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def contents(monitor: Monitor, asked: str = "") -> dict[str, str]:
 def _runs(monitor: Monitor, asked: str) -> str:
     """Return links to the runs there are, the last first."""
     if not monitor.runs:
-        body = '<p class="none">No run yet. It will be here as soon as one begins.</p>'
+        body = none("No run yet. It will be here as soon as one begins.")
         return Panel("runs", "Runs", "", body).html
     now = time.time()
     links = []

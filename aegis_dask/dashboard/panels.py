@@ -28,7 +28,7 @@ STATE_COLOURS = {
     LOST: "#a3260d",
     CANCELLED: "#566272",
 }
-MOST_PAIRS = 12
+MOST_PAIRS = 8
 MOST_LAYERS = 40
 """Rows of a table before it tells of the rest in one."""
 
@@ -167,7 +167,7 @@ def _layers(view: RunView) -> str:
         return none("The run has no tasks.")
     more = len(view.layers) - MOST_LAYERS
     rest = none(f"{more} further layers are not listed.") if more > 0 else ""
-    return table(("layer", Raw("progress"), "tasks", "in tasks", "finished"), rows) + rest
+    return table(("layer", Raw("progress"), "tasks", "time in tasks", "finished"), rows) + rest
 
 
 def _links(view: RunView) -> str:
@@ -239,5 +239,5 @@ def _slowest(view: RunView) -> str:
 def _errors(view: RunView) -> str:
     if not view.trouble:
         return none("None.")
-    rows = [(time_text(t.seconds), t.where, t.what) for t in reversed(view.trouble)]
-    return table(("after", "where", "what"), rows, left=3)
+    rows = [(t.what, t.where, time_text(t.seconds)) for t in reversed(view.trouble)]
+    return table(("what", "where", "after"), rows, left=2)

@@ -45,7 +45,7 @@ from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import Session, Snapshot, WorkerLostError
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
-from aegis_dask.runtime.watch import install_monitor, watched
+from aegis_dask.runtime.watch import install_monitor, seen, watched
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -651,7 +651,7 @@ class Executor:
             if name not in outputs:  # an input that is an output
                 label = next(n for n, i in program.inputs.items() if i == node)
                 outputs[name] = inputs[label]
-        return self._result(session, outputs, reports)
+        return self._result(session, brief, outputs, reports)
 
     @staticmethod
     @contextmanager
@@ -709,7 +709,11 @@ class Executor:
         return None if self._context.params is None else self.threads
 
     def _result(
-        self, session: Session, outputs: dict[str, Any], reports: dict[str, WorkerReport]
+        self,
+        session: Session,
+        brief: Brief,
+        outputs: dict[str, Any],
+        reports: dict[str, WorkerReport],
     ) -> Result:
         params, kind = self._context.params, session.spec.interpreter
         about = {
@@ -720,26 +724,28 @@ class Executor:
             "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
         addresses = session.spec.addresses
+        transfers = count_transfers(
+            session.program,
+            session.tasks,
+            session.index_of,
+            addresses,
+            reports,
+            session.sent,
+            session.fetched,
+        )
         return make_result(
             session.program,
             session.tasks,
             addresses,
-            self._names(addresses),
+            brief.names,
             reports,
             outputs={name: outputs[name] for name in session.program.outputs},
-            transfers=count_transfers(
-                session.program,
-                session.tasks,
-                session.index_of,
-                addresses,
-                reports,
-                session.sent,
-                session.fetched,
-            ),
+            transfers=transfers,
             begin=session.begin,
             seconds=session.seconds,
             dashboard=self.dashboard_link,
             about=about,
+            view=seen(self.client, brief, session.begin, session.seconds, reports, transfers.pairs),
         )
 
 

@@ -113,6 +113,7 @@ def browser(folder: Path) -> Iterator[Page]:
     """Start Chromium with a profile of its own in a folder; yield a tab."""
     assert CHROMIUM is not None
     profile = folder / "chromium"
+    (profile / "DevToolsActivePort").unlink(missing_ok=True)
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
         command,

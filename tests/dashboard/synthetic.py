@@ -49,6 +49,7 @@ def make_run(
     total = sum(s.tasks for s in stages)
     owned = [total // workers + (i < total % workers) for i in range(workers)]
     pairs = [(a, b, 40_000_000 * (1 + (a + b) % 3)) for a in range(workers) for b in range(workers)]
+    pairs = [p for p in pairs if p[0] != p[1]]
     return Brief(
         run=run,
         title=title,
@@ -60,7 +61,7 @@ def make_run(
         operators=tuple(operators),
         stages=tuple(stages),
         worker_tasks=tuple(owned),
-        pairs=tuple((a, b, n) for a, b, n in pairs if a != b),
+        pairs=tuple(pairs),
         peaks=tuple(1_900_000_000 + 30_000_000 * i for i in range(workers)),
         seconds=1.02 * sum(s.work for s in stages) / workers,
         precision_bits=24.0,
@@ -85,10 +86,9 @@ def make_events(brief: Brief, begin: float, share: float = 1.0) -> Iterator[dict
                 seconds *= 6
             start = max(free[worker] + 0.001, first - 0.05)
             free[worker] = start + seconds
-            received = []
-            if number % 3 == 0 and workers > 1:
-                source = (worker + 1 + number % (workers - 1)) % workers
-                received.append([source, int(7.2e8 * workers / total)])
+            received = [
+                (a, count * workers // total) for a, b, count in brief.pairs or () if b == worker
+            ]
             yield {
                 "run": brief.run,
                 "task": number,
@@ -108,7 +108,6 @@ def feed(
     held: float = 0.93,
 ) -> None:
     """Let the monitor of a scheduler believe in a run that has ended, or goes on."""
-    import time
 
     from aegis_dask.dashboard.brief import brief_from_dict
     from aegis_dask.dashboard.monitor import TASKS, monitor_of
