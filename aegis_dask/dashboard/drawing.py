@@ -69,11 +69,13 @@ def draw_timeline(view: RunView) -> str:
             )
     if shown and planned is not None:
         x = LEFT + planned * scale
+        early = x < WIDTH / 2
         if x <= WIDTH:
             out.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BAND}" y2="{bottom}" stroke="{INK}" '
                 f'stroke-width="1.5" stroke-dasharray="5 4"><title>planned end</title></line>'
-                f'<text x="{x - 4:.1f}" y="{bottom - 4}" text-anchor="end">planned end</text>'
+                f'<text x="{x + (4 if early else -4):.1f}" y="{bottom - 4}" '
+                f'text-anchor="{"start" if early else "end"}">planned end</text>'
             )
     if view.state == RUNNING:
         x = LEFT + view.seconds * scale

@@ -103,8 +103,13 @@ def bar(share: float, colour: str = MEASURED, label: str = "") -> Raw:
     )
 
 
-def bullet(measured: float, planned: float | None, whole: float, label: str) -> Raw:
-    """Return a thin bar of what was measured over a thick one of what was planned."""
+def bullet(
+    measured: float, planned: float | None, whole: float, label: str, slack: float = 1.0
+) -> Raw:
+    """Return a thin bar of what was measured over a thick one of what was planned.
+
+    More than `slack` times what was planned stands out.
+    """
     whole = whole or 1.0
     parts = []
     if planned is not None:
@@ -112,7 +117,7 @@ def bullet(measured: float, planned: float | None, whole: float, label: str) -> 
             f'<span style="width:{min(100.0, 100 * planned / whole):.1f}%;background:{PLANNED}">'
             "</span>"
         )
-    colour = BOOTSTRAPPING if planned is not None and measured > planned > 0 else MEASURED
+    colour = BOOTSTRAPPING if planned is not None and measured > slack * planned > 0 else MEASURED
     parts.append(
         f'<span class="thin" style="width:{min(100.0, 100 * measured / whole):.1f}%;'
         f'background:{colour}"></span>'

@@ -110,7 +110,7 @@ class AegisCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        for monitor in list(self.monitors):
+        for monitor in self.monitors[-1:]:  # of several schedulers in a process the last, as Dask
             yield from scheduler_metrics(monitor)
         if self.meters:
             yield from worker_metrics(list(self.meters))
@@ -130,9 +130,9 @@ def _unregister() -> None:
 
 
 def serve_scheduler(monitor: Monitor) -> None:
-    """Serve the metrics of a monitor, instead of another's if a scheduler lives here already."""
+    """Serve the metrics of a monitor."""
     _register()
-    COLLECTOR.monitors = [monitor]
+    COLLECTOR.monitors.append(monitor)
 
 
 def withdraw_scheduler(monitor: Monitor) -> None:

@@ -18,6 +18,7 @@ from aegis_dask.dashboard.brief import brief_from_dict
 from aegis_dask.dashboard.log import RunLog
 from aegis_dask.dashboard.metrics import Totals, serve_scheduler, withdraw_scheduler
 from aegis_dask.dashboard.page import open_pages
+from aegis_dask.dashboard.targets import open_targets
 from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, LOST, RUNNING
 
 NAME = "aegis-monitor"
@@ -63,6 +64,7 @@ class Monitor(SchedulerPlugin):
         self._scheduler = scheduler
         serve_scheduler(self)
         open_pages(scheduler, self)
+        open_targets(scheduler)
         self._sampling = PeriodicCallback(self._sample, SAMPLE_MS)
         self._sampling.start()
 
@@ -90,6 +92,7 @@ class Monitor(SchedulerPlugin):
             run = self.runs.get(msg["run"])
             if run is not None:
                 run.task(msg)
+                self._note_held(run, msg["device"])
         elif topic == TROUBLE:
             run = self.runs.get(msg["run"])
             if run is not None:
@@ -124,6 +127,12 @@ class Monitor(SchedulerPlugin):
                 self.end(name, CANCELLED, "its client has gone")
 
     # -- memory ------------------------------------------------------------------------------
+
+    def _note_held(self, run: RunLog, device: int) -> None:
+        """Note what a device holds, if that is more than before."""
+        state = self._scheduler.workers.get(run.brief.addresses[device])
+        if state is not None and state.nbytes > run.peaks[device]:
+            run.peaks[device] = state.nbytes
 
     def _sample(self) -> None:
         workers = self._scheduler.workers if self._scheduler is not None else {}

@@ -38,6 +38,14 @@ TEMPLATE = """
 """
 
 
+def stock_pages(scheduler: Any) -> Any:
+    """Return the application of Bokeh with Dask's own pages, None without a dashboard."""
+    for application in getattr(scheduler.http_application, "applications", []):
+        if type(application).__name__ == "DaskBokehTornado":
+            return application
+    return None
+
+
 def open_pages(scheduler: Any, monitor: Monitor) -> None:
     """Add the page to the dashboard of a scheduler that runs, and to its menu.
 
@@ -45,8 +53,8 @@ def open_pages(scheduler: Any, monitor: Monitor) -> None:
     tells the templates of all pages of its menu then; so ours is an application of its own on the
     same server, and its name is put into that menu.
     """
-    applications = getattr(scheduler.http_application, "applications", [])
-    if not any(type(a).__name__ == "DaskBokehTornado" for a in applications):
+    stock = stock_pages(scheduler)
+    if stock is None:
         return
     from distributed.dashboard.core import BokehApplication
     from distributed.dashboard.scheduler import template_variables
@@ -55,12 +63,11 @@ def open_pages(scheduler: Any, monitor: Monitor) -> None:
     menu: dict[str, Any] = template_variables(scheduler)
     if PAGE in menu["pages"]:
         return
-    prefix = getattr(scheduler, "_http_prefix", "") or ""
 
     def document(server: Any, extra: dict[str, Any], doc: Any) -> None:
         make_document(doc, monitor, extra)
 
-    application = BokehApplication({f"/{PAGE}": document}, scheduler, prefix, menu)
+    application = BokehApplication({f"/{PAGE}": document}, scheduler, stock.prefix, menu)
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()

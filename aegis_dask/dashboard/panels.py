@@ -68,7 +68,10 @@ def make_panels(view: RunView) -> list[Panel]:
             whole=True,
         ),
         Panel(
-            "layers", "Layers", "How far each layer is, and when it will be done.", _layers(view)
+            "layers",
+            "Layers",
+            "How far each layer is, and when it is done. A task is a step, or several in a row.",
+            _layers(view),
         ),
         Panel(
             "levels",

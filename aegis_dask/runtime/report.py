@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from aegis_dask.ckks.files import write_atomically
@@ -49,9 +50,10 @@ def write_report(
         "Time by stage": _operators(result.stages, "stage", "tasks"),
         "Machine and parameters": _pairs({**_machine(), **result.about, **(about or {})}),
     }
+    seen = [Panel("run", title, "", "", whole=True)] if view is None else make_panels(view)
     panels = [
-        Panel("title", title, "", "", whole=True),
-        *([] if view is None else make_panels(view)),
+        replace(seen[0], heading=title),
+        *seen[1:],
         *(Panel(_name(heading), heading, "", body) for heading, body in extra.items() if body),
     ]
     target = Path(path)
