@@ -182,7 +182,7 @@ class RunLog:
         )
         whole = sum(work) or 1.0
         pace = (sum(worked) - before) / seconds if seconds > 0 else 0.0
-        is_early = sum(worked) - before < EARLY * whole or self.ended is not None
+        is_early = pace <= 0 or sum(worked) - before < EARLY * whole or self.ended is not None
         layers = self._view_layers(work, worked, None if is_early else pace)
         refreshes = sum(s.refreshes for s in brief.stages)
         refreshed = sum(

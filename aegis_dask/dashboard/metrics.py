@@ -176,6 +176,7 @@ def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> M
 
 def scheduler_metrics(monitor: Monitor) -> Iterator[Metric]:
     """Yield what a monitor knows of all runs together."""
+    monitor.settle()
     totals = monitor.totals.copy()
     for run in monitor.runs.values():
         totals.add(run)

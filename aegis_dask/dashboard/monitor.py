@@ -28,7 +28,11 @@ TASKS, TROUBLE, RUNS = "aegis-tasks", "aegis-errors", "aegis-runs"
 KEPT = 20
 """Runs that have ended and can still be looked at."""
 SAMPLE_MS = 500
-"""How often the memory of workers is noted."""
+"""How often the memory of workers is looked at, and tasks that wait are noted, at least."""
+MOST_WAITING, SETTLE_SECONDS = 500, 0.5
+"""So many tasks wait to be noted, and so long while others come."""
+LOOK_SECONDS = 0.1
+"""How often the memory is looked at while tasks finish."""
 MOST_TEXT = 500
 """Characters of a message that are kept."""
 
@@ -56,6 +60,8 @@ class Monitor(SchedulerPlugin):
         self.ended = dict.fromkeys((FINISHED, FAILED, CANCELLED, LOST), 0)
         self.resumed = 0
         self.totals = Totals()
+        self._waiting: list[Mapping[str, Any]] = []
+        self._settled = self._looked = 0.0  # when
         self._scheduler: Any = None
         self._sampling: PeriodicCallback | None = None
 
@@ -65,7 +71,7 @@ class Monitor(SchedulerPlugin):
         serve_scheduler(self)
         open_pages(scheduler, self)
         open_targets(scheduler)
-        self._sampling = PeriodicCallback(self._sample, SAMPLE_MS)
+        self._sampling = PeriodicCallback(lambda: self.settle(), SAMPLE_MS)
         self._sampling.start()
 
     async def close(self) -> None:
@@ -89,10 +95,14 @@ class Monitor(SchedulerPlugin):
     def log_event(self, topic: str, msg: Any) -> None:
         """Take note of what a worker or a client says."""
         if topic == TASKS:
-            run = self.runs.get(msg["run"])
-            if run is not None:
-                run.task(msg)
-                self._note_held(run, msg["device"])
+            # Together they take a fraction of the time: the scheduler's own work, between two of
+            # them, leaves nothing of ours in the caches of the processor.
+            self._waiting.append(msg)
+            now = time.time()
+            if len(self._waiting) >= MOST_WAITING or now > self._settled + SETTLE_SECONDS:
+                self.settle()
+            elif now > self._looked + LOOK_SECONDS:
+                self._look_at_memory()
         elif topic == TROUBLE:
             run = self.runs.get(msg["run"])
             if run is not None:
@@ -100,13 +110,24 @@ class Monitor(SchedulerPlugin):
         elif topic == RUNS:
             self.end(msg["run"], msg["state"], str(msg["message"])[:MOST_TEXT])
 
+    def settle(self) -> None:
+        """Bring the runs up to date: with the tasks that wait to be noted, and memory."""
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            run = self.runs.get(str(event.get("run")))
+            if run is not None:
+                with suppress(LookupError, TypeError, ValueError):  # a stranger's event
+                    run.task(event)
+        self._look_at_memory()
+        self._settled = time.time()
+
     def end(self, run: str, state: str, message: str = "") -> None:
         """Take note of the end of a run."""
         log = self.runs.get(run)
         if log is None or log.state != RUNNING or state not in self.ended:
             return
         now = time.time()
-        self._sample()
+        self.settle()
         log.end(now, state, message)
         self.ended[state] += 1
         if message:
@@ -128,13 +149,8 @@ class Monitor(SchedulerPlugin):
 
     # -- memory ------------------------------------------------------------------------------
 
-    def _note_held(self, run: RunLog, device: int) -> None:
-        """Note what a device holds, if that is more than before."""
-        state = self._scheduler.workers.get(run.brief.addresses[device])
-        if state is not None and state.nbytes > run.peaks[device]:
-            run.peaks[device] = state.nbytes
-
-    def _sample(self) -> None:
+    def _look_at_memory(self) -> None:
+        self._looked = time.time()
         workers = self._scheduler.workers if self._scheduler is not None else {}
         for run in self.runs.values():
             if run.state != RUNNING:
@@ -165,7 +181,10 @@ def begin_run(brief: Mapping[str, Any], dask_scheduler: Any) -> None:
 def memory_of(run: str, dask_scheduler: Any) -> list[tuple[int, int, int]]:
     """Return the most that each worker held in a run, its process, and the limit of that."""
     monitor = monitor_of(dask_scheduler)
-    log = None if monitor is None else monitor.runs.get(run)
+    if monitor is None:
+        return []
+    monitor.settle()
+    log = monitor.runs.get(run)
     return [] if log is None else list(zip(log.peaks, log.process, log.limits, strict=True))
 
 
@@ -177,6 +196,7 @@ def view_runs(run: str | None, dask_scheduler: Any) -> list[str] | None:
     monitor = monitor_of(dask_scheduler)
     if monitor is None:
         return None
+    monitor.settle()
     now = time.time()
     with suppress(KeyError):
         wanted = monitor.runs.values() if run is None else [monitor.runs[run]]

@@ -15,17 +15,22 @@ from aegis_dask.dashboard.markup import CARDS, STYLE, none, text, time_text
 from aegis_dask.dashboard.panels import STATE_COLOURS, Panel, make_panels
 
 if TYPE_CHECKING:
+    from aegis_dask.dashboard.log import RunLog
     from aegis_dask.dashboard.monitor import Monitor
 
 PAGE = "aegis"
 UPDATE_MS = 1000
+COMPONENTS = ("bokeh", "bokeh-widgets")
+"""Scripts of Bokeh that the page needs: less than half of all of them, by size."""
 MOST_LINKS = 12
 """Runs that are linked from the page."""
 PANELS = ("run", "timeline", "layers", "levels", "links", "memory", "slowest", "errors")
 WHOLE = ("runs", "run", "timeline")
 TEMPLATE = """
 {% extends "base.html" %}
-{% block extra_resources %}<style>{{ cards }}</style>{% endblock %}
+{% block extra_resources %}<style>{{ cards }}
+.navbar li:has(> a[href="aegis"]) { background-color: rgba(234, 170, 109, 0.7) }</style>
+{% endblock %}
 {% block content %}
 {% from macros import embed %}
 <main class="aegis-page" aria-label="Runs of aegis_dask">
@@ -68,6 +73,14 @@ def open_pages(scheduler: Any, monitor: Monitor) -> None:
         make_document(doc, monitor, extra)
 
     application = BokehApplication({f"/{PAGE}": document}, scheduler, stock.prefix, menu)
+    everything = application.resources
+
+    def resources(absolute_url: str | bool | None = True) -> Any:
+        found = everything(absolute_url)
+        found.components = list(COMPONENTS)
+        return found
+
+    application.resources = resources
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()
@@ -91,8 +104,17 @@ def make_document(doc: Any, monitor: Monitor, extra: dict[str, Any]) -> None:
         for name in ("runs", *PANELS)
     }
 
+    drawn: list[RunLog] = []  # the last one that had ended: it does not change
+
     def update() -> None:
-        for name, html in contents(monitor, asked).items():
+        monitor.settle()
+        log = choose(monitor, asked)
+        found = {"runs": list_runs(monitor, asked)}
+        if log is not None and log not in drawn:
+            now = time.time()
+            drawn[:] = [log] if log.ended is not None else []
+            found |= {panel.name: panel.html for panel in make_panels(log.view(now))}
+        for name, html in found.items():
             if shown[name].text != html:
                 shown[name].text = html
 
@@ -107,18 +129,12 @@ def make_document(doc: Any, monitor: Monitor, extra: dict[str, Any]) -> None:
     doc.template_variables.update({**extra, "cards": CARDS, "names": list(shown), "whole": WHOLE})
 
 
-def contents(monitor: Monitor, asked: str = "") -> dict[str, str]:
-    """Return the HTML of every panel, of the run that is asked for, or of the last."""
-    out = {"runs": _runs(monitor, asked), **dict.fromkeys(PANELS, "")}
-    log = monitor.runs.get(asked) or next(reversed(monitor.runs.values()), None)
-    if log is None:
-        return out
-    for panel in make_panels(log.view(time.time())):
-        out[panel.name] = panel.html
-    return out
+def choose(monitor: Monitor, asked: str) -> RunLog | None:
+    """Return the run that is asked for, or else the last."""
+    return monitor.runs.get(asked) or next(reversed(monitor.runs.values()), None)
 
 
-def _runs(monitor: Monitor, asked: str) -> str:
+def list_runs(monitor: Monitor, asked: str) -> str:
     """Return links to the runs there are, the last first."""
     if not monitor.runs:
         body = none("No run yet. It will be here as soon as one begins.")

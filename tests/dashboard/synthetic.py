@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from aegis_dask.circuits.operators import operator_of
-from aegis_dask.dashboard.brief import Brief, StageBrief
+from aegis_dask.dashboard.brief import Brief, StageBrief, brief_from_dict
+from aegis_dask.dashboard.monitor import TASKS, monitor_of
+from aegis_dask.dashboard.view import RUNNING
 
 LAYER = (  # name, share of the tasks, seconds of a task, highest and lowest level, bootstraps
     ("attention/query", 12, 0.05, 13, 12, 0),
@@ -100,30 +103,30 @@ def make_events(brief: Brief, begin: float, share: float = 1.0) -> Iterator[dict
 
 
 def feed(
-    brief: dict[str, Any],
-    share: float,
-    state: str,
-    message: str,
-    dask_scheduler: Any,
-    held: float = 0.93,
-) -> None:
-    """Let the monitor of a scheduler believe in a run that has ended, or goes on."""
+    brief: dict[str, Any], share: float, state: str, message: str, dask_scheduler: Any
+) -> float:
+    """Let the monitor of a scheduler believe in a run that has ended, or goes on.
 
-    from aegis_dask.dashboard.brief import brief_from_dict
-    from aegis_dask.dashboard.monitor import TASKS, monitor_of
-
+    Returns the seconds that its events took the monitor.
+    """
     monitor = monitor_of(dask_scheduler)
     assert monitor is not None
     known = brief_from_dict(brief)
-    monitor.begin(brief)
-    log = monitor.runs[known.run]
     events = list(make_events(known, 0.0, share))
     spent = max((event["steps"][-1][2] for event in events), default=0.0)
+    monitor.begin(brief)
+    log = monitor.runs[known.run]
     log.begin -= spent  # it all has happened by now
-    for event in make_events(known, log.begin, share):
+    for event in events:
+        event["steps"] = [(i, log.begin + a, log.begin + b) for i, a, b in event["steps"]]
+    begin = time.perf_counter()
+    for event in events:
         monitor.log_event(TASKS, event)
+    monitor.settle()
+    taken = time.perf_counter() - begin
     for i, peak in enumerate(known.peaks or ()):
-        log.note_memory(i, int(held * peak), int(3.1 * peak), 16_000_000_000)
-        log.note_memory(i, int(0.4 * peak), int(2.9 * peak), 16_000_000_000)
-    if state != "running":
+        for part in (0.93, 0.4):
+            log.note_memory(i, int(part * peak), int(3 * peak), 16_000_000_000)
+    if state != RUNNING:
         monitor.end(known.run, state, message)
+    return taken
