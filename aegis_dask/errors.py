@@ -81,3 +81,14 @@ class ClusterError(AegisError):
 
 class ServiceError(AegisError):
     """A service refuses, cannot be reached, or has no such thing; or a quota is used up."""
+
+
+def harmless_text(error: BaseException) -> str:
+    """Return what an error says, in words only where they are ours: others may quote values."""
+    cause: BaseException | None = error
+    while isinstance(cause, AegisError):
+        cause = cause.__cause__
+    if isinstance(error, AegisError) and cause is None:
+        return f"{type(error).__name__}: {error}"
+    names = type(error).__name__
+    return names if cause is error else f"{names}, caused by {type(cause).__name__}"

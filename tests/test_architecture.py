@@ -22,9 +22,10 @@ LAYERS = (
     ("program",),
     ("circuits",),
     ("placement",),
+    ("dashboard",),
     ("runtime",),
     ("models",),
-    ("service", "dashboard"),
+    ("service",),
     ("__init__",),  # the public API: what users import, so nothing below may
     ("terminal",),
     ("demo", "bench"),
@@ -35,9 +36,10 @@ RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 # Third-party package or module -> the lowest part that may import it.
 LOWEST_USER = {
     "dask.config": "config",
-    "dask": "runtime",
-    "distributed": "runtime",
-    "bokeh": "runtime",
+    "dask": "dashboard",
+    "distributed": "dashboard",
+    "bokeh": "dashboard",
+    "prometheus_client": "dashboard",
     "rich": "runtime",
     "typer": "demo",
 }

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from aegis_dask import __version__
-from aegis_dask.cli import calibrate, plan, remote, run, serve, service, showcase
+from aegis_dask.cli import calibrate, plan, remote, report, run, serve, service, showcase
 from aegis_dask.cli.command import command, repeat_lost_interrupts
 
 app = typer.Typer(
@@ -59,6 +59,7 @@ for body, panel in (
     (calibrate.calibrate, _LOCAL),
     (run.run, _LOCAL),
     (run.verify, _LOCAL),
+    (report.report, _LOCAL),
     (service.keys, _REMOTE),
     (service.encrypt, _REMOTE),
     (service.evaluate, _REMOTE),

@@ -106,6 +106,10 @@ Tolerance: TypeAlias = Annotated[
 Report: TypeAlias = Annotated[
     Path | None, typer.Option(help="Write an HTML report of the run to this file.")
 ]
+Record: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Write what was measured to this .json file, for aegis report."),
+]
 Output: TypeAlias = Annotated[
     Path | None, typer.Option(help="Write the result, float64 [tokens, features], as .npy.")
 ]

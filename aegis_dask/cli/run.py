@@ -43,6 +43,7 @@ def run(
     scale_bits: o.ScaleBits = 40,
     length: o.Length = None,
     report: o.Report = None,
+    record: o.Record = None,
     output: o.Output = None,
     as_json: o.Json = False,
 ) -> None:
@@ -51,12 +52,13 @@ def run(
     from aegis_dask.terminal import Terminal, show_run
 
     terminal = Terminal(as_json)
-    check_writable(report, output)
+    check_writable(report, record, output)
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
     values = describe_outcome(outcome)
     values |= _write(outcome, report, output, terminal)
+    values["record"] = _write_record(outcome, record, terminal)
     show_run(terminal, outcome)
     terminal.json(values)
 
@@ -172,3 +174,18 @@ def _write(
         terminal.note(f"Report: {report}")
         written["report"] = str(report)
     return written
+
+
+def _write_record(outcome: Outcome, record: Path | None, terminal: Terminal) -> str | None:
+    """Write what was measured, for `aegis report`; return the name of the file."""
+    from aegis_dask.ckks.files import write_atomically
+    from aegis_dask.service.files import writing
+
+    if record is None:
+        return None
+    view = outcome.result.view
+    assert view is not None
+    with writing(record):
+        write_atomically(record, [view.to_json().encode()])
+    terminal.note(f"Record: {record}. Make a report of it with 'aegis report {record}'.")
+    return str(record)

@@ -12,12 +12,12 @@ from typing import Any
 
 from distributed import Client
 
-from aegis_dask.runtime.worker import TOPIC
+from aegis_dask.dashboard.monitor import TASKS
 
 Listener = Callable[[str, Any], None]
 """Takes the kind of an event and its content."""
 
-KINDS = {TOPIC: "task", "all": "cluster", "worker-restart-memory": "memory"}
+KINDS = {TASKS: "task", "all": "cluster", "worker-restart-memory": "memory"}
 """Topic of Dask's -> what we call its events."""
 
 

@@ -7,10 +7,11 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from aegis_dask import config
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.dashboard.brief import Brief, make_brief
 from aegis_dask.errors import ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import MACHINES, Machine, load_machine
@@ -48,6 +50,7 @@ from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import Session, WorkerLostError
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
+from aegis_dask.runtime.watch import install_monitor, seen, watched
 from aegis_dask.runtime.worker import PLUGIN, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,16 @@ LOAD = "load"
 """File of `runtime.load`."""
 UNKNOWN_STAGE_SECONDS = 0.1
 """Assumed work of a stage where nothing is known of it."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the dashboard is told of a run: its name, and what predictions are made from."""
+
+    title: str = ""
+    top_level: int | None = None
+    machine: Machine | None = None
+    resumed: int = 0
 
 
 class Executor:
@@ -103,6 +116,7 @@ class Executor:
         self.machine: Machine | None = None
         self.is_local = client.cluster is not None
         self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
+        self._analyses: deque[tuple[Program, int | None, str, Analysis]] = deque(maxlen=16)
         self._addresses: list[str] = []
         self._hosts = Hosts(client, directory, ship)
         stack.callback(self._hosts.close)
@@ -113,6 +127,7 @@ class Executor:
         self._lock = threading.RLock()  # of workers and files; runs go on side by side
         on_their_own = self.is_local and not in_process
         client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
+        install_monitor(client)
         self.prepare()
 
     # -- opening and closing -----------------------------------------------------------------
@@ -281,6 +296,9 @@ class Executor:
         """Address of Dask's dashboard, or ""."""
         if self._has_dashboard:
             with suppress(Exception):  # the scheduler may be gone, or have none
+                if self.client.cluster is not None:  # Dask names the host, we listen on loopback
+                    services = self.client.scheduler_info()["services"]
+                    return f"http://127.0.0.1:{services['dashboard']}/status"
                 return str(self.client.dashboard_link)
         return ""
 
@@ -420,12 +438,18 @@ class Executor:
         params = loaded.context.params
         if params is None or program.slots != params.slots:
             return None
+        name = repr(loaded.context.bootstrapping or params)
+        for known, level, of, found in self._analyses:
+            if known is program and (level, of) == (top_level, name):
+                return found
         try:
-            return analyse(program, loaded.context.bootstrapping or params, top_level)
+            found = analyse(program, loaded.context.bootstrapping or params, top_level)
         except LevelError:
             if interpreter == "encrypted":
                 raise
             return None  # other interpreters need no levels
+        self._analyses.append((program, top_level, name, found))
+        return found
 
     def run(
         self,
@@ -447,6 +471,7 @@ class Executor:
         plan: Plan | None = None,
         checkpoint: Path | None = None,
         cancelled: threading.Event | None = None,
+        title: str = "",
     ) -> Result:
         """Run a program. Several may run side by side, called from several threads.
 
@@ -495,6 +520,8 @@ class Executor:
             is deleted.
         cancelled
             Ends the run when it is set.
+        title
+            What to call the run on the dashboard.
 
         Raises
         ------
@@ -529,6 +556,7 @@ class Executor:
             raise ClusterError(
                 f"the plan is for {plan.workers} workers, there are {self.workers}; plan again"
             )
+        about = About(title, top_level, self.machine if machine is None else machine)
         snapshot = Snapshot() if resumes else None
         if checkpoint is not None:
             kind = interpreter if isinstance(interpreter, str) else type(interpreter).__qualname__
@@ -546,6 +574,7 @@ class Executor:
                     loaded=loaded,
                     snapshot=snapshot,
                     cancelled=cancelled,
+                    about=replace(about, resumed=attempt),
                 )
             except WorkerLostError as error:
                 if snapshot is None or attempt == resumes:
@@ -635,6 +664,7 @@ class Executor:
         loaded: Loaded,
         snapshot: Snapshot | None = None,
         cancelled: threading.Event | None = None,
+        about: About | None = None,
     ) -> Result:
         run = uuid.uuid4().hex[:8]
         addresses = tuple(where)
@@ -650,19 +680,15 @@ class Executor:
         )
         session = Session(self.client, self._events, spec, plan, progress, snapshot, cancelled)
         file = Path(f"run-{run}.pickle")
+        brief = self._brief(session, about or About(), loaded)
         threads = None if loaded.context.params is None else self.threads
         try:
-            self._start(spec, file, where, threads)
-            pieces = session.execute(inputs)
-            reports: dict[str, WorkerReport] = self.client.run(
-                plugin.report_run, run, workers=list(addresses)
-            )
-        except (OSError, TimeoutError, CancelledError) as e:
-            session.check_workers()
-            raise ClusterError(
-                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
-                "worker that has been restarted is taken up"
-            ) from e
+            with watched(self.client, brief), self._connected(session):
+                self._start(spec, file, where, threads)
+                pieces = session.execute(inputs)
+                reports: dict[str, WorkerReport] = self.client.run(
+                    plugin.report_run, run, workers=list(addresses)
+                )
         finally:
             with self._lock:
                 self._hosts.withdraw(file)
@@ -676,7 +702,43 @@ class Executor:
             if name not in outputs:  # an input that is an output
                 label = next(n for n, i in program.inputs.items() if i == node)
                 outputs[name] = inputs[label]
-        return self._result(session, outputs, reports, loaded.context.params)
+        return self._result(session, brief, outputs, reports, loaded.context.params)
+
+    @staticmethod
+    @contextmanager
+    def _connected(session: Session) -> Iterator[None]:
+        """Say what it means when the block loses a connection."""
+        try:
+            yield
+        except (OSError, TimeoutError, CancelledError) as e:
+            session.check_workers()
+            raise ClusterError(
+                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
+                "worker that has been restarted is taken up"
+            ) from e
+
+    def _brief(self, session: Session, about: About, loaded: Loaded) -> Brief:
+        """Return what the dashboard shows of a run before it begins."""
+        spec, groups = session.spec, session.groups
+        first = groups[session.first].tasks[0] if session.first < len(groups) else 0
+        return make_brief(
+            session.program,
+            session.plan,
+            run=spec.run,
+            addresses=spec.addresses,
+            names=self._names(spec.addresses),
+            title=about.title,
+            client=self.client.id,
+            analysis=self._analyse(session.program, about.top_level, spec.interpreter, loaded),
+            machine=about.machine,
+            first=first,
+            resumed=about.resumed,
+        )
+
+    def _names(self, addresses: Sequence[str]) -> list[str]:
+        """Return the workers' names, by Dask."""
+        known = cluster.workers_of(self.client)
+        return [str(known.get(a, {}).get("name", i)) for i, a in enumerate(addresses)]
 
     @property
     def _shares_cores(self) -> bool:
@@ -707,6 +769,7 @@ class Executor:
     def _result(
         self,
         session: Session,
+        brief: Brief,
         outputs: dict[str, Any],
         reports: dict[str, WorkerReport],
         params: Parameters | None,
@@ -719,28 +782,29 @@ class Executor:
             "kernel threads per worker": str(self.threads),
             "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        names = cluster.workers_of(self.client)
         addresses = session.spec.addresses
+        transfers = count_transfers(
+            session.program,
+            session.tasks,
+            session.index_of,
+            addresses,
+            reports,
+            session.sent,
+            session.fetched,
+        )
         return make_result(
             session.program,
             session.tasks,
             addresses,
-            [str(names.get(a, {}).get("name", i)) for i, a in enumerate(addresses)],
+            brief.names,
             reports,
             outputs={name: outputs[name] for name in session.program.outputs},
-            transfers=count_transfers(
-                session.program,
-                session.tasks,
-                session.index_of,
-                addresses,
-                reports,
-                session.sent,
-                session.fetched,
-            ),
+            transfers=transfers,
             begin=session.begin,
             seconds=session.seconds,
             dashboard=self.dashboard_link,
             about=about,
+            view=seen(self.client, brief, session.begin, session.seconds, reports, transfers.pairs),
         )
 
 

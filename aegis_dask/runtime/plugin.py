@@ -16,6 +16,7 @@ from typing import Any
 import cloudpickle
 from distributed import WorkerPlugin, get_worker
 
+from aegis_dask.dashboard.metrics import Meter, serve_worker, withdraw_worker
 from aegis_dask.errors import ClusterError
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
@@ -50,6 +51,7 @@ class AegisPlugin(WorkerPlugin):
         self.runs: dict[str, RunState] = {}
         self.makers: dict[Any, str] = {}  # key of a task -> address of the worker that runs it
         self._lock: threading.Lock | None = None
+        self._meter: Meter | None = None
         self._in_process = False
 
     def setup(self, worker: Any) -> None:
@@ -58,6 +60,7 @@ class AegisPlugin(WorkerPlugin):
         if self.is_local and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._lock = threading.Lock()
+        self._meter = serve_worker(worker)
         self._in_process = worker.address.startswith("inproc")  # nothing is written there
         _fetch_from_makers(worker.state, self.makers)
         worker.transfer_incoming_log = Tap(worker.transfer_incoming_log, self._received)
@@ -67,6 +70,8 @@ class AegisPlugin(WorkerPlugin):
         """Let go of everything."""
         self.runs.clear()
         self.contexts.clear()
+        if self._meter is not None:
+            withdraw_worker(self._meter)
 
     def start(self, spec: RunSpec, threads: int | None) -> None:
         """Begin a run."""
@@ -77,7 +82,10 @@ class AegisPlugin(WorkerPlugin):
         keys = make_keys(spec.program, spec.tasks, spec.run)
         for key, task in zip(keys, spec.tasks, strict=True):
             self.makers[key] = spec.addresses[task.owner]
-        self.runs[spec.run] = RunState(spec, self.contexts[spec.context], self._lock, threads)
+        state = RunState(spec, self.contexts[spec.context], self._lock, threads)
+        state.meter = self._meter
+        state.numbers = {key: i for i, key in enumerate(keys)}
+        self.runs[spec.run] = state
 
     def forget(self, run: str) -> None:
         """End a run."""
@@ -89,7 +97,7 @@ class AegisPlugin(WorkerPlugin):
         for run, keys in _by_run(entry["keys"]).items():
             if run in self.runs:
                 received = Received(entry["who"], tuple(keys), entry["duration"])
-                self.runs[run].report.received.append(received)
+                self.runs[run].receive(received)
 
     def _sent(self, entry: dict[str, Any]) -> None:
         for run in _by_run(entry["keys"]):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aegis_dask.dashboard.view import RunView
 from aegis_dask.placement.tasks import Task
 from aegis_dask.placement.traffic import Transfers
 from aegis_dask.program.graph import Program
@@ -121,6 +122,8 @@ class Result:
     resumed
         How often the run was taken up again after the loss of a worker; times, tasks and transfers
         are those since the last.
+    view
+        What there is to see of the run: the panels of reports, and records, are made from it.
     """
 
     outputs: dict[str, Any]
@@ -135,6 +138,7 @@ class Result:
     dashboard: str = ""
     about: dict[str, str] = field(default_factory=dict)
     resumed: int = 0
+    view: RunView | None = None
 
     @property
     def scheduling_share(self) -> float:
@@ -166,6 +170,7 @@ def make_result(
     seconds: float,
     dashboard: str,
     about: dict[str, str],
+    view: RunView | None = None,
 ) -> Result:
     """Return the result of a run from what its workers, of these addresses and names, report."""
     timeline = make_timeline(program, tasks, addresses, reports, begin)
@@ -191,6 +196,7 @@ def make_result(
         timeline=timeline,
         dashboard=dashboard,
         about=about,
+        view=view,
     )
 
 

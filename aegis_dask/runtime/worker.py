@@ -15,7 +15,10 @@ from typing import Any
 
 from distributed import get_worker
 
-from aegis_dask.errors import ClusterError
+from aegis_dask.circuits.operators import operator_of
+from aegis_dask.dashboard.metrics import Meter
+from aegis_dask.dashboard.monitor import TASKS, TROUBLE
+from aegis_dask.errors import ClusterError, harmless_text
 from aegis_dask.placement.limbs.plan import LimbProgram
 from aegis_dask.placement.limbs.shard import Shard, key_lookup
 from aegis_dask.placement.tasks import Argument, Take, Task
@@ -23,13 +26,11 @@ from aegis_dask.program.graph import Program
 from aegis_dask.program.interpreter import run_stage
 from aegis_dask.runtime.context import Context, InterpreterFactory
 from aegis_dask.runtime.load import Load
-from aegis_dask.runtime.measure import Record, Timed, WorkerReport, now
+from aegis_dask.runtime.measure import Received, Record, Timed, WorkerReport, now
 from aegis_dask.runtime.serialization import Results, check_intact, payload_bytes
 
 PLUGIN = "aegis"
 """Name of the plugin on every worker."""
-TOPIC = "aegis-tasks"
-"""Topic of the events that tell of finished tasks."""
 
 _threads = threading.local()
 
@@ -103,6 +104,12 @@ class RunState:
         Tasks that run, or wait for the lock.
     failed
         Task -> stage in which it raised.
+    numbers
+        Key of a task -> its index.
+    incoming
+        Task -> worker that sent its result, until a task here takes it.
+    meter
+        What the worker counts for Prometheus.
     """
 
     spec: RunSpec
@@ -113,6 +120,9 @@ class RunState:
     is_cancelled: bool = False
     active: list[int] = field(default_factory=list)
     failed: dict[int, int] = field(default_factory=dict)
+    numbers: dict[Any, int] = field(default_factory=dict)
+    incoming: dict[int, int] = field(default_factory=dict)
+    meter: Meter | None = None
     _interpreter: Any = None
     _load: Load | None = None
     _shard: Shard | None = None
@@ -132,9 +142,18 @@ class RunState:
         except Exception as error:
             trace = traceback.format_exc()
             stage = self.failed.get(index)
+            self._tell(index, stage, error, worker)
             raise TaskError(index, worker.address, _picklable(error), trace, stage) from None
         finally:
             self.active.remove(index)
+
+    def receive(self, received: Received) -> None:
+        """Note values that have come from another worker."""
+        self.report.received.append(received)
+        if received.source not in self.spec.addresses:
+            return
+        sender = self.spec.addresses.index(received.source)
+        self.incoming.update({self.numbers[key]: sender for key in received.keys})
 
     def _run(self, index: int, inputs: Sequence[Any], worker: Any) -> Any:
         task = self.spec.tasks[index]
@@ -164,7 +183,7 @@ class RunState:
         if self._interpreter is None:
             self._interpreter = self.context.interpreter(self.spec.interpreter)
         out: Any = None
-        seconds = 0.0
+        steps: list[tuple[int, float, float]] = []
         for part in task.steps:
             given = [out if i < 0 else inputs[i] for i in part.takes]
             e = Timed(self._interpreter)
@@ -179,10 +198,39 @@ class RunState:
             record.stop = now()
             record.operations, record.payload = e.operations, payload_bytes(out)
             self.report.records.append(record)
-            seconds += record.seconds
-        done = {"run": self.spec.run, "task": task.index, "seconds": seconds}
-        worker.log_event(TOPIC, done)
+            steps.append((record.stage, record.start, record.stop))
+            if self.meter is not None:
+                operator = operator_of(self.spec.program.stages[record.stage].name)
+                self.meter.step(operator, record.seconds, record.operations)
+        done = {
+            "run": self.spec.run,
+            "task": task.index,
+            "device": task.owner,
+            "steps": steps,
+            "received": self._received(task, inputs),
+        }
+        worker.log_event(TASKS, done)
         return out
+
+    def _received(self, task: Task, inputs: Sequence[Any]) -> list[tuple[int, int]]:
+        """Return what was fetched for this task first: who sent it, and bytes of residues."""
+        found = []
+        for source, value in zip(task.sources, inputs, strict=True):
+            sender = self.incoming.pop(source, None)
+            if sender is not None:
+                found.append((sender, payload_bytes(value)))
+        if self.meter is not None:
+            self.meter.received += sum(count for _, count in found)
+        return found
+
+    def _tell(self, index: int, stage: int | None, error: Exception, worker: Any) -> None:
+        """Tell the monitor what went wrong: in words only where they are ours."""
+        if self.meter is not None:
+            self.meter.failed += 1
+        name = self.spec.program.stages[self.spec.tasks[index].stage if stage is None else stage]
+        what = harmless_text(error)
+        where = f"task {index} of {name.name}, device {worker.name}"
+        worker.log_event(TROUBLE, {"run": self.spec.run, "where": where, "what": what})
 
     def _check(self, task: Task, address: str) -> None:
         if self.is_cancelled:

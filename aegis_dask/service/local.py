@@ -230,7 +230,13 @@ def run_simulated(prepared: Prepared, executor: Executor, watch: Watch) -> Outco
         executor.prepare(store=job.model.tensors())
         x = packing.pack(prepared.x, layout).astype(np.complex128)
     with watch.bar("evaluating") as progress, _timed(seconds, "evaluation"):
-        result = executor.run(job.program, {INPUT: x}, interpreter="simulated", progress=progress)
+        result = executor.run(
+            job.program,
+            {INPUT: x},
+            interpreter="simulated",
+            progress=progress,
+            title=f"{job.graph.name} on {job.model.name}, simulated",
+        )
     output = packing.unpack(result.outputs[OUTPUT], layout)
     return Outcome(prepared, result, output, "simulated", seconds=seconds)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from aegis_dask.circuits.operators import layer_of, operator_of
 from aegis_dask.ckks.bootstrapping.bootstrapper import working_bytes
 from aegis_dask.errors import LevelError
 from aegis_dask.program.graph import Program
@@ -16,7 +17,6 @@ from aegis_dask.program.refresh import Budget, Placement, eager
 from aegis_dask.program.symbolic import COUNTED, Analysis, Cost
 from aegis_dask.service.job import Job
 from aegis_dask.service.keys import KeyList
-from aegis_dask.service.summary import layer_of, operator_of
 
 
 @dataclass(frozen=True)

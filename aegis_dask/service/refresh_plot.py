@@ -11,6 +11,7 @@ from bokeh.models.annotations import Label, Span
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
+from aegis_dask.circuits.operators import layer_of
 from aegis_dask.ckks.files import write_atomically
 from aegis_dask.errors import SerializationError
 from aegis_dask.program.graph import Program
@@ -18,7 +19,6 @@ from aegis_dask.program.operations import Refresh
 from aegis_dask.program.symbolic import Analysis
 from aegis_dask.service.files import writing
 from aegis_dask.service.plan import Refreshed, refreshes_of
-from aegis_dask.service.summary import layer_of
 
 COLOURS = {"complex": "#d55e00", "real": "#0072b2", "merged": "#009e73"}
 """Of each kind of refresh; told apart by the colour-blind too (Okabe and Ito)."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aegis_dask.circuits.operators import operator_of
 from aegis_dask.placement.devices import Machine
 from aegis_dask.placement.predict import predict
 from aegis_dask.placement.search import search
@@ -14,7 +15,6 @@ from aegis_dask.placement.simulate import Simulation
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.placement.traffic import Transfers, format_bytes
 from aegis_dask.service.job import Job
-from aegis_dask.service.summary import operator_of
 
 
 @dataclass(frozen=True)

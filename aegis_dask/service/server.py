@@ -68,7 +68,11 @@ class Server:
         """
         job = self.job.for_length(length)
         return self.executor.run(
-            job.program, {INPUT: x}, progress=progress, machine=self.executor.machine
+            job.program,
+            {INPUT: x},
+            progress=progress,
+            machine=self.executor.machine,
+            title=f"{job.graph.name} on {job.model.name}",
         )
 
     def answer(

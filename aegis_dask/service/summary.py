@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from typing import Any
 
+from aegis_dask.circuits.operators import operator_of
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
@@ -15,29 +15,6 @@ from aegis_dask.program.refresh import Placement
 from aegis_dask.runtime.result import Operator, Result
 from aegis_dask.service.job import Job
 from aegis_dask.service.local import Outcome
-
-# Pattern of a stage's name without its layer -> operator. The first that matches counts.
-OPERATORS = (
-    (r".*-refresh", "bootstrapping"),
-    (r"(.*/)?(mean-sum|mean|centre)", "LayerNorm: centring"),
-    (r"attention-(rotate|pair)|(.*/)?((inner-)?rotate|pair)", "rotations before linear layers"),
-    (r"attention(-\d+)?/(query|key|value)", "attention: query, key, value"),
-    (
-        r"attention(-\d+)?/(query|key|value)-(lanes|turned|copies|steps)",
-        "attention: rotations of query, key, value",
-    ),
-    (r"attention(-\d+)?/distance.*", "attention: fixed distances"),
-    (r"attention(-\d+)?/group-\d+", "attention: scores, exp, weighted values"),
-    (
-        r"attention(-\d+)?/(denominator(-sum)?|numerator|divide)|attention-heads",
-        "attention: division",
-    ),
-    (r"output/.*", "attention: output projection"),
-    (r"norm\d/.*", "LayerNorm: variance, root, scale"),
-    (r"feed-forward/gelu", "feed-forward: up, GELU"),
-    (r"feed-forward/.*", "feed-forward: down"),
-)
-LAYER = re.compile(r"(layer\d+)/(.*)")
 
 
 def group_stages(result: Result) -> dict[str, Operator]:
@@ -49,22 +26,6 @@ def group_stages(result: Result) -> dict[str, Operator]:
         calls[name] += measured.calls
         seconds[name] += measured.seconds
     return {name: Operator(calls[name], seconds[name]) for name in calls}
-
-
-def operator_of(stage: str) -> str:
-    """Return the operator that a stage is a part of; without numbers for stages of other graphs."""
-    layer = LAYER.fullmatch(stage)
-    name = layer[2] if layer else stage
-    for pattern, operator in OPERATORS:
-        if re.fullmatch(rf"({pattern})(-\d+)?", name):  # a refresh within cuts a stage: x, x-2, ..
-            return operator
-    return re.sub(r"(-?\d+)+$", "", name)
-
-
-def layer_of(stage: str) -> str:
-    """Return the layer that a stage belongs to, empty if to none."""
-    layer = LAYER.fullmatch(stage)
-    return layer[1] if layer else ""
 
 
 def describe_parameters(params: Parameters) -> dict[str, Any]:

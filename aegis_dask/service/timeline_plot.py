@@ -14,6 +14,7 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from bokeh.transform import dodge
 
+from aegis_dask.circuits.operators import operator_of
 from aegis_dask.ckks.files import write_atomically
 from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.program.graph import Program
@@ -21,7 +22,6 @@ from aegis_dask.service.comparison import ATTENTION, FORWARD, Comparison
 from aegis_dask.service.files import writing
 from aegis_dask.service.refresh_plot import check_plot
 from aegis_dask.service.scaling import Scaled
-from aegis_dask.service.summary import operator_of
 
 ROW_HEIGHT = 44
 TOOLS = "xpan,xwheel_zoom,box_zoom,reset,save"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.claims import Claim, Finding, Options, operate_fuzzing
+from benchmarks.claims import (
+    Claim,
+    Finding,
+    Options,
+    operate_clients,
+    operate_dashboard,
+    operate_fuzzing,
+)
 from benchmarks.claims._processes import passing
 
 
@@ -15,9 +22,7 @@ def _missing(what: str) -> Finding:
 def claims(options: Options) -> list[Claim]:
     """Every claim, in the order of the table."""
     later = {
-        "clients": "a service for several clients",
         "partition": "hosts in network namespaces",
-        "dashboard": "pages in the scheduler's dashboard",
         "tls": "certificates, and a locked service port",
     }
     return [
@@ -26,6 +31,8 @@ def claims(options: Options) -> list[Claim]:
             *("-m", "slow", "tests/runtime/test_resume.py"),
             slow=True,
         ),
+        *operate_clients.claims(options),
         operate_fuzzing.claim(),
+        *operate_dashboard.claims(options),
         *(Claim(name, ">= 1", "", partial(_missing, what)) for name, what in later.items()),
     ]

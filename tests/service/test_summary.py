@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from aegis_dask.circuits.operators import layer_of, operator_of
 from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.models.checkpoint import shape_only
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.service.job import Job, make_job
 from aegis_dask.service.sources import assumed_calibration
-from aegis_dask.service.summary import describe_job, layer_of, operator_of
+from aegis_dask.service.summary import describe_job
 from aegis_dask.terminal import parameter_lines
 from tests.service.conftest import CONFIG
 

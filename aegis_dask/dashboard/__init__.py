@@ -1,0 +1,1 @@
+"""What a run does, for people who watch it: the scheduler's monitor, its pages, its metrics."""
