@@ -95,6 +95,13 @@ def plan(
             help="Say where stages of that name are put, and why: attention/key-steps, norm1, ..",
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the plan for that many devices, and the comparison, to this .json file; "
+            "'aegis run --plan' runs it."
+        ),
+    ] = None,
     timeline: Annotated[
         Path | None,
         typer.Option(
@@ -115,6 +122,10 @@ def plan(
         raise ClusterError("--compare and --explain are for several devices; give --devices 4")
     if timeline is not None and devices is None:
         raise ClusterError("--timeline draws devices; give --devices 4")
+    if out is not None and devices is None:
+        raise ClusterError("--out writes a plan for a number of devices; give --devices 4")
+    if out is not None and out.suffix != ".json":
+        raise ClusterError(f"{out} does not end in .json; give a name such as plan.json")
     terminal = Terminal(as_json)
     from aegis_dask.placement.devices import load_machine
 
@@ -128,7 +139,7 @@ def plan(
         from aegis_dask.placement.dependencies import check_name
 
         check_name(depends)
-    check_writable(plot, depends, timeline)
+    check_writable(plot, depends, timeline, out)
     loaded = load_graph(graph)
     if shape is not None and (model, sha256, calibration) != (None, None, None):
         raise ModelError("--shape has no weights; give it without --model, --sha256, --calibration")
@@ -182,6 +193,17 @@ def plan(
         title = f"{job.graph.name} on {job.model.name}, {tokens} tokens"
         plot_timeline(job.program, scaled[-1], timeline, title, comparisons)
         terminal.say(f"Timeline: {timeline}")
+    if out is not None:
+        from aegis_dask.placement.files import write_plan
+
+        about = {
+            **describe_job(job, tokens),
+            "machine": kind.to_dict(),
+            "scaling": [s.to_dict() for s in scaled],
+            "comparisons": [c.to_dict() for c in comparisons],
+        }
+        write_plan(out, scaled[-1].plan, job.program, about)
+        terminal.say(f"Plan: {out}, {scaled[-1].tasks} tasks on {scaled[-1].devices} devices")
     reasons: Sequence[str] = ()
     if operator is not None:
         from aegis_dask.service.comparison import explain
@@ -202,6 +224,7 @@ def plan(
             "comparisons": [c.to_dict() for c in comparisons],
             "reasons": list(reasons),
             "timeline": None if timeline is None else str(timeline),
+            "out": None if out is None else str(out),
         }
     )
 

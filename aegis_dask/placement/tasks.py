@@ -103,7 +103,7 @@ class Part:
     Attributes
     ----------
     task
-        As if it were alone.
+        As if it were alone, but for its sources.
     takes
         Where each of its sources is among those of the whole task; -1 for what the part before
         gives.

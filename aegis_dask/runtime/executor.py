@@ -24,6 +24,7 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError, ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import MACHINES, Machine, load_machine
+from aegis_dask.placement.files import check_plan
 from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record, unrecorded
 from aegis_dask.placement.limbs.rounds import Exchange
@@ -435,6 +436,7 @@ class Executor:
         everywhere: bool = False,
         machine: Machine | None = None,
         top_level: int | None = None,
+        plan: Plan | None = None,
         resumes: int = RESUMES,
     ) -> Result:
         """Run a program.
@@ -469,6 +471,9 @@ class Executor:
             ``aegis.machine``, or no search.
         top_level
             Level of the inputs, for the estimate.
+        plan
+            Tasks to run, for this program and number of workers (`plan`, `placement.files`); none
+            is then made, and nothing that says how is asked for.
         resumes
             How often a run in which a worker is lost is taken up again, once another worker is in
             its place: after the last layer that is finished, with the same residues. Not where the
@@ -486,18 +491,21 @@ class Executor:
         where = self._ready()
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
-        plan = self.plan(
-            program,
-            place=place,
-            stage_work=stage_work,
-            target_seconds=target_seconds,
-            least_seconds=least_seconds,
-            replicated=replicated,
-            everywhere=everywhere,
-            machine=machine,
-            top_level=top_level,
-            interpreter=interpreter,
-        )
+        if plan is not None:
+            check_plan(plan, program, self.workers)
+        else:
+            plan = self.plan(
+                program,
+                place=place,
+                stage_work=stage_work,
+                target_seconds=target_seconds,
+                least_seconds=least_seconds,
+                replicated=replicated,
+                everywhere=everywhere,
+                machine=machine,
+                top_level=top_level,
+                interpreter=interpreter,
+            )
         snapshot = Snapshot() if resumes else None
         for attempt in range(resumes + 1):
             try:

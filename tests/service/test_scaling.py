@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from aegis_dask.models.checkpoint import load_bert
+from aegis_dask.models.text import Tokenizer
 from aegis_dask.placement.devices import MACHINES
-from tests.service.conftest import aegis, json_of, refused
+from aegis_dask.placement.files import read_plan
+from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, refused
 
 
 def test_the_plan_is_simulated_on_more_and_more_devices(checkpoint: Path) -> None:
@@ -116,3 +119,42 @@ def test_dependencies_are_written(checkpoint: Path, tmp_path: Path) -> None:
     assert "sets of values that can be divided alike" in " ".join(shown.split())
     assert json.loads(path.read_text())["clusters"]
     assert "must end in .graphml or .json" in refused(*options, "--dependencies", tmp_path / "d.x")
+
+
+def test_a_plan_is_written_and_runs(checkpoint: Path, scheduler: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "plan.json", tmp_path / "other.json"
+    count = len(Tokenizer.for_model(load_bert(checkpoint)).encode(TEXT))
+    common = ("feed_forward", "--model", checkpoint, "--insecure")
+    planning = ("plan", *common, "--devices", 2, "--compare", "--length", count)
+    found = json_of(*planning, "--out", path)
+    assert found["out"] == str(path)
+    saved = read_plan(path)
+    assert saved.about["comparisons"] == found["comparisons"]
+    running = ("run", *common, "--text", TEXT, "--scheduler", scheduler)
+    values = json_of(*running, "--plan", path)
+    assert values["precision"]["max_error"] < TOLERANCE
+    assert values["run"]["bytes_between_workers"] == found["scaling"][1]["bytes_between_devices"]
+    assert "plan for 2 workers, --workers asks for 3" in refused(
+        *running, "--plan", path, "--workers", 3
+    )
+    assert "leave one out" in refused(*running, "--plan", path, "--machine", "cpu")
+    assert "No such file" in refused(*running, "--plan", other)
+    json_of("plan", "bert_layer", *common[1:], "--length", count, "--devices", 2, "--out", other)
+    message = refused_late(*running, "--plan", other)
+    assert "the plan is for another program" in message
+
+
+def refused_late(*arguments: str | Path) -> str:
+    """Return the message of a command that fails after it has said what it does."""
+    result = aegis(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr[result.stderr.index("error: ") + 7 :].split())
+
+
+def test_plans_that_cannot_be_written_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("plan", "feed_forward", "--model", checkpoint, "--insecure", "--out")
+    assert "give --devices 4" in refused(*options, tmp_path / "plan.json")
+    assert "does not end in .json" in refused(*options, tmp_path / "plan.txt", "--devices", 2)
+    nowhere = tmp_path / "no" / "plan.json"
+    assert "in a folder that exists" in refused(*options, nowhere, "--devices", 2)
