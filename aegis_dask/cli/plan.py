@@ -358,7 +358,7 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
     from rich.text import Text
 
     from aegis_dask.placement.traffic import format_bytes
-    from aegis_dask.service.comparison import ATTENTION, FORWARD
+    from aegis_dask.service.comparison import ATTENTION, COLUMNS, FORWARD
     from aegis_dask.terminal import table_of
 
     for c in comparisons:
@@ -366,7 +366,10 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
         terminal.say(f"Strategies on {c.devices} devices, {c.scheme}: bytes between devices.")
         table = table_of("strategy", ATTENTION, FORWARD, "both", "s")
         for s in c.strategies:
-            cells = [format_bytes(s.sent[ATTENTION]), format_bytes(s.sent[FORWARD])]
+            cells = [
+                format_bytes(s.sent[p]) if p in s.counts else f"({format_bytes(s.sent[p])})"
+                for p in (ATTENTION, FORWARD)
+            ]
             seconds = f"{'' if s.is_ours or 'limb' not in s.name else '> '}{s.seconds:.3g}"
             style = "bold" if s.is_ours else ""
             table.add_row(Text(s.name), *cells, format_bytes(s.total), seconds, style=style)
@@ -376,7 +379,9 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
         terminal.say(
             f"{own.name} sends {saved[ATTENTION]:.1%} less for attention and {saved[FORWARD]:.1%} "
             f"less for feed-forward than the strongest of the others ("
-            f"{c.strongest(ATTENTION).name}; {c.strongest(FORWARD).name})."
+            f"{c.strongest(ATTENTION).name}; {c.strongest(FORWARD).name}), and "
+            f"{c.saved(FORWARD, own.name, COLUMNS):.1%} less for feed-forward than a split by "
+            "columns and rows, whose attention is ours (in brackets)."
         )
 
 

@@ -96,6 +96,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
                 "owner": t.owner,
                 "sources": list(t.sources),
                 **({"round": t.round} if t.round != -1 else {}),
+                **({"to": t.to} if t.to != -1 else {}),
                 **({"limbs": list(t.limbs)} if t.limbs is not None else {}),
                 **({"payload": t.payload} if t.payload is not None else {}),
                 **({"parts": [_part(p) for p in t.parts]} if t.parts else {}),
@@ -284,6 +285,8 @@ def _task(entry: _Reader, index: int, workers: int) -> Task:
     count = len(parts[-1].takes) if parts else len(sources)
     whole = _worked(entry, index, owner, sources, count)
     more = {"round": entry.integer("round", 0)} if "round" in entry.data else {}
+    if "to" in entry.data:
+        more["to"] = entry.integer("to", 0, workers)
     out = Task(**{**vars(whole), **more, "limbs": limbs, "payload": payload, "parts": tuple(parts)})
     if parts and (out.kind, out.stage, out.rows, out.arguments, out.results) != (
         (last := parts[-1].task).kind,

@@ -523,8 +523,12 @@ class Executor:
                 return replace(result, resumed=attempt)
         raise AssertionError
 
-    def record(self, program: Program, inputs: Mapping[str, CipherArray]) -> Recording:
+    def record(
+        self, program: Program, inputs: Mapping[str, CipherArray], late: bool = False
+    ) -> Recording:
         """Return a program as kernel calls, for inputs of these levels and scales.
+
+        With `late` sums of rotations are divided once (`placement.limbs.late`).
 
         Raises
         ------
@@ -540,7 +544,7 @@ class Executor:
             )
         level = max(x.batch.level for x in inputs.values())
         required = analyse(program, self._context.bootstrapping or params, level).keys
-        return record(program, params, required, inputs, self._context.store)
+        return record(program, params, required, inputs, self._context.store, late)
 
     def run_by_limbs(
         self,
@@ -553,14 +557,17 @@ class Executor:
         """Run a program with every ciphertext divided among the workers by its limbs.
 
         That is how others run one (see `placement.limbs.rounds`), to compare with: it sends orders
-        of magnitude more than `run`. The residues are the same.
+        of magnitude more than `run`. The residues are the same (but see `exchange`).
 
         Parameters
         ----------
         program, inputs
             The program and its encrypted inputs. Programs that refresh are refused.
         exchange
-            ``"broadcast"`` of what ModUp and ModDown need, or ``"input-broadcast"``.
+            ``"broadcast"`` of what ModUp and ModDown need, ``"input-broadcast"``,
+            ``"output-aggregation"``, or ``"cheapest"``: for every key switch the less of the last
+            two, where sums of rotations are divided once, which rounds otherwise (the residues are
+            those of `run` with `placement.limbs.late.LateDivision`).
         progress
             As for `run`.
 
@@ -569,7 +576,7 @@ class Executor:
         ProgramError, ClusterError
             As `run`; and if the program refreshes ciphertexts, or its plaintexts are too large.
         """
-        recording = self.record(program, inputs)
+        recording = self.record(program, inputs, late=exchange == "cheapest")
         plan, known = plan_by_limbs(recording, self.workers, exchange)
         where = self._ready()
         return self._execute(

@@ -190,6 +190,18 @@ class Job:
         job = replace(self, packing=packing, program=program, placement=None)
         return _refreshed(job, self.bootstrapping)
 
+    def split_by_columns(self, shards: int) -> Job:
+        """Return the job with its feed-forward networks in shards, to compare with.
+
+        They are split by columns and rows (`circuits.encoder.EncoderLayer.shards`).
+        """
+        layers = [replace(layer, shards=shards) for layer in self.layers]
+        program = _capture(self.graph, self.model, layers, self.packing)
+        job = replace(self, layers=layers, program=program, placement=None)
+        if self.bootstrapping is None:
+            return replace(job, program=trim(program))
+        return _refreshed(job, self.bootstrapping)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what a server needs to build the job, beside model and graph."""
         return {

@@ -23,7 +23,7 @@ from aegis_dask.placement.tasks import Plan, Task
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.service import local
 from aegis_dask.service.client import Client
-from aegis_dask.service.comparison import FASTEST, FEWEST, Comparison, compare, schemes
+from aegis_dask.service.comparison import COLUMNS, FASTEST, FEWEST, Comparison, compare, schemes
 from aegis_dask.service.job import Job, make_job
 from aegis_dask.service.scaling import Scaled, scale
 from aegis_dask.service.sources import assumed_calibration, cut, first_layers
@@ -86,6 +86,13 @@ def saved(part: str) -> Finding:
             f"{c.scheme}: {ours.sent[part] / 1e9:.2f} GB in {ours.seconds:.2f} s against "
             f"{other.sent[part] / 1e9:.2f} GB in {other.seconds:.2f} s ({other.name})"
         )
+    return Finding(round(min(found), 4), "; ".join(notes))
+
+
+def saved_by_columns() -> Finding:
+    """Share of the bytes of a feed-forward network in shards that ours saves, of both primes."""
+    found = [c.saved("feed-forward", FEWEST, COLUMNS) for c in comparisons()]
+    notes = [f"{c.scheme}: {s:.1%}" for c, s in zip(comparisons(), found, strict=True)]
     return Finding(round(min(found), 4), "; ".join(notes))
 
 
