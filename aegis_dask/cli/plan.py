@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.models.graphs import Graph
     from aegis_dask.program.refresh import Placement
+    from aegis_dask.service.ablation import Ablated
     from aegis_dask.service.comparison import Comparison
     from aegis_dask.service.job import Job
     from aegis_dask.service.plan import Estimate
@@ -87,6 +88,13 @@ def plan(
             "that many devices.",
         ),
     ] = False,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablation",
+            help="Simulate the plan without each of the ways in which work and sums are ordered.",
+        ),
+    ] = False,
     operator: Annotated[
         str | None,
         typer.Option(
@@ -118,8 +126,10 @@ def plan(
     from aegis_dask.service.summary import describe_job
     from aegis_dask.terminal import Terminal
 
-    if (against or operator is not None) and (devices or 1) < 2:
-        raise ClusterError("--compare and --explain are for several devices; give --devices 4")
+    if (against or ablation or operator is not None) and (devices or 1) < 2:
+        raise ClusterError(
+            "--compare, --ablation and --explain are for several devices; give --devices 4"
+        )
     if timeline is not None and devices is None:
         raise ClusterError("--timeline draws devices; give --devices 4")
     if out is not None and devices is None:
@@ -187,6 +197,13 @@ def plan(
             for scheme in schemes(job.analysis):
                 comparisons.append(compare_strategies(job, kind, devices or 1, scheme))
         _show_comparisons(terminal, comparisons)
+    ablated: list[Ablated] = []
+    if ablation:
+        from aegis_dask.service.ablation import ablate
+
+        with terminal.step("Turning things off"):
+            ablated = ablate(job, kind, devices or 1)
+        _show_ablation(terminal, ablated, scaled[-1])
     if timeline is not None:
         from aegis_dask.service.timeline_plot import plot_timeline
 
@@ -222,6 +239,7 @@ def plan(
             "machine": kind.to_dict() if scaled else None,
             "scaling": [s.to_dict() for s in scaled],
             "comparisons": [c.to_dict() for c in comparisons],
+            "ablation": [row.to_dict() for row in ablated],
             "reasons": list(reasons),
             "timeline": None if timeline is None else str(timeline),
             "out": None if out is None else str(out),
@@ -383,6 +401,33 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
             f"{c.saved(FORWARD, own.name, COLUMNS):.1%} less for feed-forward than a split by "
             "columns and rows, whose attention is ours (in brackets)."
         )
+
+
+def _show_ablation(terminal: Terminal, rows: Sequence[Ablated], scaled: Scaled) -> None:
+    from rich.text import Text
+
+    from aegis_dask.placement.traffic import format_bytes
+    from aegis_dask.terminal import table_of
+
+    terminal.say("")
+    terminal.say(
+        f"The plan for {scaled.devices} devices, {scaled.simulation.machine.inside.name}, with one "
+        "thing turned off or on."
+    )
+    table = table_of("plan", "s", "", "waiting for data, s", "between devices", "tasks")
+    first = rows[0]
+    for row in rows:
+        change = "" if row is first else f"{row.seconds / first.seconds - 1:+.1%}"
+        table.add_row(
+            Text(row.name),
+            f"{row.seconds:.3f}",
+            change,
+            f"{row.exposed:.3f}",
+            format_bytes(row.sent),
+            str(row.tasks),
+        )
+    table.columns[0].no_wrap = False
+    terminal.show(table)
 
 
 def _show_refreshes(

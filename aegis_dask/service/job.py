@@ -190,6 +190,13 @@ class Job:
         job = replace(self, packing=packing, program=program, placement=None)
         return _refreshed(job, self.bootstrapping)
 
+    @property
+    def untrimmed(self) -> Program:
+        """The program with values at the levels at which they are made (see `program.trim`)."""
+        if self.placement is not None:
+            return insert(self.placement)
+        return _capture(self.graph, self.model, self.layers, self.packing)
+
     def split_by_columns(self, shards: int) -> Job:
         """Return the job with its feed-forward networks in shards, to compare with.
 

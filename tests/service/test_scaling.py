@@ -70,6 +70,23 @@ def test_strategies_are_compared(checkpoint: Path) -> None:
     assert "less for feed-forward than the strongest of the others" in shown
 
 
+def test_what_every_switch_is_worth(checkpoint: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    options = (*options, "--devices", 2, "--machine", "h200-ethernet", "--ablation")
+    found = json_of(*options)
+    rows = {r["name"]: r for r in found["ablation"]}
+    first = rows["all of it"]
+    assert first["seconds"] == found["scaling"][-1]["seconds"]
+    assert rows["terms of sums sent, not sums"]["sent"] >= first["sent"]
+    assert rows["chains of tasks not fused"]["tasks"] > first["tasks"]
+    early = rows["products relinearised before they are added"]
+    assert early["seconds"] > first["seconds"]
+    assert early["sent"] == first["sent"]
+    assert rows["values not lowered where they are made"]["sent"] >= first["sent"]
+    shown = " ".join(aegis(*options).output.split())
+    assert "with one thing turned off or on" in shown
+
+
 def test_the_timeline_is_drawn(checkpoint: Path, tmp_path: Path) -> None:
     options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
     page = tmp_path / "timeline.html"
