@@ -343,7 +343,15 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
         f"{machine.inside.name} within it and {machine.between.name} between nodes."
     )
     table = table_of(
-        "devices", "s", "faster", "efficiency", "between devices", "waiting for data", "a device"
+        "devices",
+        "s",
+        "faster",
+        "efficiency",
+        "between devices",
+        "waiting for data",
+        "a device",
+        "its keys only",
+        "no keys",
     )
     for s in scaled:
         exposed = max(s.simulation.exposed) / s.simulation.makespan
@@ -355,6 +363,8 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             format_bytes(s.traffic.between_workers),
             f"{exposed:.1%}",
             format_bytes(s.device_bytes),
+            format_bytes(s.needed_bytes),
+            format_bytes(s.ciphertext_bytes),
         )
     terminal.show(table)
     for s in scaled:
@@ -367,8 +377,9 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             table.add_row(name, format_bytes(size), f"{size / most.traffic.between_workers:.0%}")
         terminal.show(table)
     terminal.say(
-        "a device: results, all evaluation keys and all weights on it at the same time; waiting "
-        "for data: of the device that waits the longest."
+        "a device: results, all evaluation keys and all weights on it at the same time; its keys "
+        "only: with those that its tasks use; no keys: results alone; waiting for data: of the "
+        "device that waits the longest."
     )
 
 

@@ -345,7 +345,10 @@ def make_job(
         except ParameterError:
             continue
     found = []
-    for preset in secure_bootstrapping(scale_bits, smallest):
+    presets = secure_bootstrapping(scale_bits, positions)
+    # With fewer blocks than heads attention goes by groups of heads.
+    most = max((p.params.slots for p in presets), default=0)
+    for preset in (p for p in presets if p.params.slots >= min(smallest, most)):
         try:
             found.append(_refreshed(job(preset.params.slots, preset.params, True), preset))
         except LevelError:  # too few levels for one operation, or nothing that can be refreshed

@@ -61,11 +61,17 @@ def speedup(machine: str, devices: int) -> Finding:
 
 
 def memory_saved(machine: str, devices: int) -> Finding:
-    """Share of one device's memory that each of several does without, keys included."""
+    """Share of one device's memory that each of several does without, the keys that it needs in."""
     rows = scaled(machine)
-    one, several = rows[1].device_bytes, rows[devices].device_bytes
-    note = f"{several / 1e9:.1f} of {one / 1e9:.1f} GB; keys {rows[1].key_bytes / 1e9:.1f} GB each"
-    return Finding(round(1 - several / one, 4), note)
+    one, several = rows[1], rows[devices]
+    keys = max(several.key_bytes_by_device)
+    note = (
+        f"{several.needed_bytes / 1e9:.1f} of {one.device_bytes / 1e9:.1f} GB; keys "
+        f"{keys / 1e9:.1f} of {one.key_bytes / 1e9:.1f} GB; with all keys "
+        f"{1 - several.device_bytes / one.device_bytes:.1%}, without any "
+        f"{1 - several.ciphertext_bytes / one.ciphertext_bytes:.1%}"
+    )
+    return Finding(round(1 - several.needed_bytes / one.device_bytes, 4), note)
 
 
 @lru_cache

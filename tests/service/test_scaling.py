@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from aegis_dask.models.checkpoint import load_bert
+from aegis_dask.models.checkpoint import load_bert, named_config, shape_only
+from aegis_dask.models.graphs import load_graph
 from aegis_dask.models.text import Tokenizer
 from aegis_dask.placement.devices import MACHINES
 from aegis_dask.placement.files import read_plan
+from aegis_dask.service.job import make_job
+from aegis_dask.service.keys import keys_by_worker
+from aegis_dask.service.scaling import scale
+from aegis_dask.service.sources import assumed_calibration, first_layers
 from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, refused
 
 
@@ -26,8 +31,26 @@ def test_the_plan_is_simulated_on_more_and_more_devices(checkpoint: Path) -> Non
         assert sum(r["bytes_by_operator"].values()) == r["bytes_between_devices"]
         assert 0 < r["efficiency"] <= 1.05
         assert r["device_bytes"] >= found["evaluation_key_bytes"]
+        assert r["needed_bytes"] <= r["device_bytes"]
+        assert len(r["key_bytes"]) == r["devices"]
+        assert max(r["key_bytes"]) <= found["evaluation_key_bytes"]
+    assert rows[0]["key_bytes"] == [found["evaluation_key_bytes"]]
     assert found["machine"]["device"]["name"] == "H200 (estimated)"
     assert json_of(*options)["scaling"] == []
+
+
+def test_a_device_needs_the_keys_of_its_own_rotations() -> None:
+    """Giant steps are dealt out, so that no device needs all of them."""
+    graph = load_graph("bert_layer")
+    model = shape_only(named_config("bert-base", 512))
+    job = make_job(first_layers(model, 1), assumed_calibration(model), graph, 512)
+    (one, four) = scale(job, MACHINES["h200-pcie"], [4])
+    everything = job.keys.required.rotations
+    assert one.key_bytes_by_device == (job.keys.nbytes,)
+    held = [set(k.required.rotations) for k in keys_by_worker(job.analysis, four.plan)]
+    assert set().union(*held) == set(everything)
+    assert all(h < set(everything) for h in held)
+    assert max(four.key_bytes_by_device) < 0.9 * job.keys.nbytes
 
 
 def test_the_table_names_the_machine_and_the_operators(checkpoint: Path) -> None:
