@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2, sqrt
 
 import numpy as np
@@ -12,17 +12,20 @@ from aegis_dask.circuits import linear
 from aegis_dask.circuits.approximation import REFRESH_ERROR
 from aegis_dask.circuits.attention import SelfAttention, self_attention
 from aegis_dask.circuits.linear import BlockMatrix, choose_babies
-from aegis_dask.circuits.packing import FeatureVector, feature_layout
+from aegis_dask.circuits.packing import FeatureVector, Layout, feature_layout
 from aegis_dask.circuits.ranges import LayerFits, LayerRanges, token_classes
 from aegis_dask.circuits.tokens import (
+    Centred,
     Dense,
     Known,
     Normalisation,
     TokenMatrix,
+    added,
     centre,
     layer_norm,
     residual,
 )
+from aegis_dask.program.graph import EncryptedTensor, total
 
 Float = NDArray[np.float64]
 MAX_SCALE_BITS = 5
@@ -45,6 +48,9 @@ class EncoderLayer:
         (weight, bias) of the LayerNorms.
     ranges, fits
         Calibrated ranges and the polynomials fitted to them.
+    shards
+        In how many parts the feed-forward network is split, as other systems do it
+        (`_column_row`).
     """
 
     attention: SelfAttention
@@ -55,6 +61,7 @@ class EncoderLayer:
     norm2: tuple[Float, Float]
     ranges: LayerRanges
     fits: LayerFits
+    shards: int = 1
 
 
 def attention_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
@@ -81,6 +88,10 @@ def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
         babies = choose_babies(x.layout, [inner])
         rotated = x.rotated(babies)
         up = BlockMatrix((layer.up.weight,), x.layout, inner, babies, 0.5 / gelu.half)
+        if layer.shards > 1:
+            partial, down = _column_row(rotated, up, layer, centred)
+            u = added(centred, partial, down, layer.down.bias, _known_update(layer, 2))
+            return layer_norm(u, _normalisation(x, layer, 2), "norm2")
         babies = choose_babies(inner, [x.layout])
         with c.stage("gelu", over=inner.shape[0]):
             t = linear.real_part(linear.apply(rotated, up))
@@ -92,6 +103,45 @@ def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
         down = BlockMatrix((layer.down.weight,), inner, x.layout, babies, 0.5, centred=True)
         u = residual(centred, rotated, down, layer.down.bias, _known_update(layer, 2))
     return layer_norm(u, _normalisation(x, layer, 2), "norm2")
+
+
+def _column_row(
+    rotated: EncryptedTensor, up: BlockMatrix, layer: EncoderLayer, centred: Centred
+) -> tuple[EncryptedTensor, BlockMatrix]:
+    """Return ``down(GELU(up(x)))`` before its giant rotations, from shards, and its matrix.
+
+    Shard g has some of the inner features: columns of the matrix up, rows of the matrix down
+    (Megatron-LM, Shoeybi et al., 2019). What it gives is a partial sum of all output features, and
+    nothing of the inner ones leaves it. Every partial sum is rescaled before they are added. Baby
+    steps cover all shifts, so that as few giant groups as there can be are exchanged.
+    """
+    x, gelu, inner = centred.matrix, layer.fits.gelu, up.target
+    c = x.capture
+    partials = []
+    parts = np.array_split(inner.features, min(layer.shards, len(inner.features)))
+    for g, features in enumerate(parts):
+        part = Layout(features)
+        rows = part.shape[0]
+        matrix = BlockMatrix(
+            (layer.down.weight,),
+            part,
+            x.layout,
+            inner.blocks,
+            0.5 * centred.scale,
+            centred=True,
+            is_partial=True,
+        )
+        with c.scope(f"shard-{g}"):
+            with c.stage("gelu", over=rows):
+                t = linear.real_part(linear.apply(rotated, replace(up, target=part)))
+                bias = (layer.up.bias - gelu.middle) / gelu.half
+                h = t.add_plain(FeatureVector(bias, part)).chebyshev(gelu.coefficients).pair()
+            with c.stage("inner-rotate", over=rows):
+                h = h.rotations(range(inner.blocks))
+            with c.stage("partial", over=x.layout.shape[0]):
+                partials.append(h.matrix_product(matrix))
+    with c.stage("partial-sum", over=x.layout.shape[0]):
+        return total(partials), matrix
 
 
 def encoder_layer(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:

@@ -46,6 +46,8 @@ class BlockMatrix:
         Factor per output feature, or one for all.
     centred
         Subtract the mean over the output features, so that the result has mean 0 in every token.
+    is_partial
+        The source has a part of the layer's input features, and the result is a partial sum.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class BlockMatrix:
     babies: int
     row_scale: NDArray[np.float64] | float = 1.0
     centred: bool = False
+    is_partial: bool = False
 
     def __post_init__(self) -> None:
         if len(self.source.shape) != 2 or self.source.blocks != self.target.blocks:
@@ -104,7 +107,8 @@ class BlockMatrix:
             If the weights have too few rows, or another number of columns than input features.
         """
         w = np.concatenate([np.asarray(store[name], np.float64) for name in self.weights])
-        if w.shape[0] < self.target.count or w.shape[1] != self.source.count:
+        columns = w.shape[1] if self.is_partial else self.source.count
+        if w.shape[0] < self.target.count or not self.source.count <= columns == w.shape[1]:
             raise ProgramError(
                 f"weights {', '.join(self.weights)} of shape {w.shape} do not fit a linear layer "
                 f"from {self.source!r} to {self.target!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -183,10 +184,28 @@ def residual(
 
     `known` is said of the result without its scale.
     """
+    matrix = replace(matrix, row_scale=matrix.row_scale * centred.scale)
+    return _projected(centred, lambda: linear.apply(update, matrix), bias, known)
+
+
+def added(
+    centred: Centred,
+    product: EncryptedTensor,
+    matrix: BlockMatrix,
+    bias: Float,
+    known: Known | None = None,
+) -> Centred:
+    """Return the same as `residual` from the product with the matrix, which has the scale."""
+    return _projected(centred, lambda: product.rotate_sum(matrix.giants), bias, known)
+
+
+def _projected(
+    centred: Centred, product: Callable[[], EncryptedTensor], bias: Float, known: Known | None
+) -> Centred:
     x, scale = centred.matrix, centred.scale
     layout = x.layout
     with x.capture.stage("project", over=layout.shape[0]):
-        raw = linear.apply(update, replace(matrix, row_scale=matrix.row_scale * scale))
+        raw = product()
         b = scale * (bias - bias.mean())
         y = linear.real_part(raw).add_plain(FeatureVector(b, layout))
         u = _within(y + x.tensor, known, scale)

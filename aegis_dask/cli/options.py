@@ -91,6 +91,13 @@ Machine: TypeAlias = Annotated[
         ".json file; without it what others need is sent to them."
     ),
 ]
+PlanFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        help="Run this plan, a .json file of 'aegis plan --out', on as many workers as it is for.",
+    ),
+]
 Insecure: TypeAlias = Annotated[
     bool,
     typer.Option(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.models.graphs import Graph
     from aegis_dask.program.refresh import Placement
+    from aegis_dask.service.ablation import Ablated
     from aegis_dask.service.comparison import Comparison
     from aegis_dask.service.job import Job
     from aegis_dask.service.plan import Estimate
@@ -87,12 +88,26 @@ def plan(
             "that many devices.",
         ),
     ] = False,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablation",
+            help="Simulate the plan without each of the ways in which work and sums are ordered.",
+        ),
+    ] = False,
     operator: Annotated[
         str | None,
         typer.Option(
             "--explain",
             metavar="STAGE",
             help="Say where stages of that name are put, and why: attention/key-steps, norm1, ..",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the plan for that many devices, and the comparison, to this .json file; "
+            "'aegis run --plan' runs it."
         ),
     ] = None,
     timeline: Annotated[
@@ -111,10 +126,16 @@ def plan(
     from aegis_dask.service.summary import describe_job
     from aegis_dask.terminal import Terminal
 
-    if (against or operator is not None) and (devices or 1) < 2:
-        raise ClusterError("--compare and --explain are for several devices; give --devices 4")
+    if (against or ablation or operator is not None) and (devices or 1) < 2:
+        raise ClusterError(
+            "--compare, --ablation and --explain are for several devices; give --devices 4"
+        )
     if timeline is not None and devices is None:
         raise ClusterError("--timeline draws devices; give --devices 4")
+    if out is not None and devices is None:
+        raise ClusterError("--out writes a plan for a number of devices; give --devices 4")
+    if out is not None and out.suffix != ".json":
+        raise ClusterError(f"{out} does not end in .json; give a name such as plan.json")
     terminal = Terminal(as_json)
     from aegis_dask.placement.devices import load_machine
 
@@ -128,7 +149,7 @@ def plan(
         from aegis_dask.placement.dependencies import check_name
 
         check_name(depends)
-    check_writable(plot, depends, timeline)
+    check_writable(plot, depends, timeline, out)
     loaded = load_graph(graph)
     if shape is not None and (model, sha256, calibration) != (None, None, None):
         raise ModelError("--shape has no weights; give it without --model, --sha256, --calibration")
@@ -176,12 +197,30 @@ def plan(
             for scheme in schemes(job.analysis):
                 comparisons.append(compare_strategies(job, kind, devices or 1, scheme))
         _show_comparisons(terminal, comparisons)
+    ablated: list[Ablated] = []
+    if ablation:
+        from aegis_dask.service.ablation import ablate
+
+        with terminal.step("Turning things off"):
+            ablated = ablate(job, kind, devices or 1)
+        _show_ablation(terminal, ablated, scaled[-1])
     if timeline is not None:
         from aegis_dask.service.timeline_plot import plot_timeline
 
         title = f"{job.graph.name} on {job.model.name}, {tokens} tokens"
         plot_timeline(job.program, scaled[-1], timeline, title, comparisons)
         terminal.say(f"Timeline: {timeline}")
+    if out is not None:
+        from aegis_dask.placement.files import write_plan
+
+        about = {
+            **describe_job(job, tokens),
+            "machine": kind.to_dict(),
+            "scaling": [s.to_dict() for s in scaled],
+            "comparisons": [c.to_dict() for c in comparisons],
+        }
+        write_plan(out, scaled[-1].plan, job.program, about)
+        terminal.say(f"Plan: {out}, {scaled[-1].tasks} tasks on {scaled[-1].devices} devices")
     reasons: Sequence[str] = ()
     if operator is not None:
         from aegis_dask.service.comparison import explain
@@ -200,8 +239,10 @@ def plan(
             "machine": kind.to_dict() if scaled else None,
             "scaling": [s.to_dict() for s in scaled],
             "comparisons": [c.to_dict() for c in comparisons],
+            "ablation": [row.to_dict() for row in ablated],
             "reasons": list(reasons),
             "timeline": None if timeline is None else str(timeline),
+            "out": None if out is None else str(out),
         }
     )
 
@@ -302,7 +343,15 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
         f"{machine.inside.name} within it and {machine.between.name} between nodes."
     )
     table = table_of(
-        "devices", "s", "faster", "efficiency", "between devices", "waiting for data", "a device"
+        "devices",
+        "s",
+        "faster",
+        "efficiency",
+        "between devices",
+        "waiting for data",
+        "a device",
+        "its keys only",
+        "no keys",
     )
     for s in scaled:
         exposed = max(s.simulation.exposed) / s.simulation.makespan
@@ -314,6 +363,8 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             format_bytes(s.traffic.between_workers),
             f"{exposed:.1%}",
             format_bytes(s.device_bytes),
+            format_bytes(s.needed_bytes),
+            format_bytes(s.ciphertext_bytes),
         )
     terminal.show(table)
     for s in scaled:
@@ -326,8 +377,9 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             table.add_row(name, format_bytes(size), f"{size / most.traffic.between_workers:.0%}")
         terminal.show(table)
     terminal.say(
-        "a device: results, all evaluation keys and all weights on it at the same time; waiting "
-        "for data: of the device that waits the longest."
+        "a device: results, all evaluation keys and all weights on it at the same time; its keys "
+        "only: with those that its tasks use; no keys: results alone; waiting for data: of the "
+        "device that waits the longest."
     )
 
 
@@ -335,7 +387,7 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
     from rich.text import Text
 
     from aegis_dask.placement.traffic import format_bytes
-    from aegis_dask.service.comparison import ATTENTION, FORWARD
+    from aegis_dask.service.comparison import ATTENTION, COLUMNS, FORWARD
     from aegis_dask.terminal import table_of
 
     for c in comparisons:
@@ -343,7 +395,10 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
         terminal.say(f"Strategies on {c.devices} devices, {c.scheme}: bytes between devices.")
         table = table_of("strategy", ATTENTION, FORWARD, "both", "s")
         for s in c.strategies:
-            cells = [format_bytes(s.sent[ATTENTION]), format_bytes(s.sent[FORWARD])]
+            cells = [
+                format_bytes(s.sent[p]) if p in s.counts else f"({format_bytes(s.sent[p])})"
+                for p in (ATTENTION, FORWARD)
+            ]
             seconds = f"{'' if s.is_ours or 'limb' not in s.name else '> '}{s.seconds:.3g}"
             style = "bold" if s.is_ours else ""
             table.add_row(Text(s.name), *cells, format_bytes(s.total), seconds, style=style)
@@ -353,8 +408,37 @@ def _show_comparisons(terminal: Terminal, comparisons: Sequence[Comparison]) -> 
         terminal.say(
             f"{own.name} sends {saved[ATTENTION]:.1%} less for attention and {saved[FORWARD]:.1%} "
             f"less for feed-forward than the strongest of the others ("
-            f"{c.strongest(ATTENTION).name}; {c.strongest(FORWARD).name})."
+            f"{c.strongest(ATTENTION).name}; {c.strongest(FORWARD).name}), and "
+            f"{c.saved(FORWARD, own.name, COLUMNS):.1%} less for feed-forward than a split by "
+            "columns and rows, whose attention is ours (in brackets)."
         )
+
+
+def _show_ablation(terminal: Terminal, rows: Sequence[Ablated], scaled: Scaled) -> None:
+    from rich.text import Text
+
+    from aegis_dask.placement.traffic import format_bytes
+    from aegis_dask.terminal import table_of
+
+    terminal.say("")
+    terminal.say(
+        f"The plan for {scaled.devices} devices, {scaled.simulation.machine.inside.name}, with one "
+        "thing turned off or on."
+    )
+    table = table_of("plan", "s", "", "waiting for data, s", "between devices", "tasks")
+    first = rows[0]
+    for row in rows:
+        change = "" if row is first else f"{row.seconds / first.seconds - 1:+.1%}"
+        table.add_row(
+            Text(row.name),
+            f"{row.seconds:.3f}",
+            change,
+            f"{row.exposed:.3f}",
+            format_bytes(row.sent),
+            str(row.tasks),
+        )
+    table.columns[0].no_wrap = False
+    terminal.show(table)
 
 
 def _show_refreshes(

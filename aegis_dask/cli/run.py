@@ -20,6 +20,7 @@ from aegis_dask.cli.setup import (
 )
 
 if TYPE_CHECKING:
+    from aegis_dask.placement.files import SavedPlan
     from aegis_dask.service.local import Outcome
     from aegis_dask.terminal import Terminal
 
@@ -36,6 +37,7 @@ def run(
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
     machine: o.Machine = None,
+    saved: o.PlanFile = None,
     interpreter: Annotated[
         o.InterpreterName, typer.Option(help="Encrypt, or run the same circuit in plain.")
     ] = o.InterpreterName.ENCRYPTED,
@@ -55,7 +57,8 @@ def run(
     check_writable(report, record, output)
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
-    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
+    plan = _open_plan(saved, workers, machine)
+    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal, plan)
     values = describe_outcome(outcome)
     values |= _write(outcome, report, output, terminal)
     values["record"] = _write_record(outcome, record, terminal)
@@ -118,6 +121,24 @@ def verify(
     return 0 if passed else CHECK_FAILED
 
 
+def _open_plan(path: Path | None, workers: int | None, machine: str | None) -> SavedPlan | None:
+    """Read a plan, and refuse options that contradict it before work is done."""
+    from aegis_dask.errors import ClusterError
+    from aegis_dask.placement.files import read_plan
+
+    if path is None:
+        return None
+    if machine is not None:
+        raise ClusterError("--machine searches a plan, --plan gives one; leave one out")
+    saved = read_plan(path)
+    if workers not in (None, count := saved.plan.workers):
+        raise ClusterError(
+            f"{path} is a plan for {count} workers, --workers asks for {workers}; leave it out, or "
+            f"make a plan with 'aegis plan --devices {workers} --out FILE.json'"
+        )
+    return saved
+
+
 def _run(
     options: JobOptions,
     text: str,
@@ -126,8 +147,12 @@ def _run(
     cluster_kind: o.ClusterKind,
     interpreter: o.InterpreterName,
     terminal: Terminal,
+    plan: SavedPlan | None = None,
 ) -> Outcome:
     from aegis_dask.service.local import run_encrypted, run_simulated
+
+    if plan is not None and workers is None:
+        workers = plan.plan.workers
 
     encrypted = interpreter == o.InterpreterName.ENCRYPTED
     source = open_source(options)
@@ -144,8 +169,8 @@ def _run(
         terminal.say(repr(job.params))
     with cluster(scheduler, workers, terminal, cuda) as executor:
         if encrypted:
-            return run_encrypted(prepared, executor, terminal)
-        return run_simulated(prepared, executor, terminal)
+            return run_encrypted(prepared, executor, terminal, plan)
+        return run_simulated(prepared, executor, terminal, plan)
 
 
 def _write(

@@ -13,7 +13,7 @@ from math import ceil
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.graph import Program, Stage
-from aegis_dask.program.operations import Input
+from aegis_dask.program.operations import Input, Total
 
 TARGET_SECONDS = 0.5
 """How long a unit should last."""
@@ -61,6 +61,17 @@ def can_be_replicated(program: Program, stage: Stage) -> bool:
     return not any(program.nodes[i].op.reduces for i in stage.nodes)
 
 
+def is_plain_total(program: Program, stage: Stage) -> bool:
+    """Whether a stage only adds values that have one level, so that the order is free."""
+    if len(stage.nodes) != 1:
+        return False
+    node = program.nodes[stage.nodes[0]]
+    values = [program.nodes[i] for i in node.inputs]
+    alike = len({(v.depth, v.components) for v in values}) == 1
+    inputs = any(isinstance(v.op, Input) for v in values)
+    return isinstance(node.op, Total) and alike and not inputs
+
+
 def block_of(row: int, blocks: int, count: int) -> int:
     """Return which block holds a row, where block b begins at row ``b * count // blocks``."""
     return ((row + 1) * blocks - 1) // count
@@ -73,6 +84,7 @@ def split(
     target_seconds: float = TARGET_SECONDS,
     least_seconds: float = LEAST_SECONDS,
     replicated: Collection[int] = (),
+    slices: int = 1,
 ) -> list[Unit]:
     """Return the units of a program, in order of evaluation.
 
@@ -90,6 +102,9 @@ def split(
     replicated
         Stages that every worker computes for itself, instead of fetching from others what they
         give. Those with sums over the leading axis cannot be.
+    slices
+        Cut the rows that a worker has of a sum of values into so many parts, if it has as many: one
+        travels while the next is added.
 
     Raises
     ------
@@ -131,11 +146,12 @@ def split(
             worth = workers if spread else int(work / max(least_seconds, 1e-9))
             blocks = max(1, min(workers, stage.over, worth))
         blocks_of[stage.index] = blocks
-        units += _cut_stage(stage, work, blocks, target_seconds)
+        least = slices if is_plain_total(program, stage) else 1
+        units += _cut_stage(stage, work, blocks, target_seconds, least)
     return units
 
 
-def _cut_stage(stage: Stage, work: float, blocks: int, target: float) -> list[Unit]:
+def _cut_stage(stage: Stage, work: float, blocks: int, target: float, least: int = 1) -> list[Unit]:
     over = stage.over
     if over is None or over == 1:
         return [Unit(stage.index, None, work)]
@@ -143,7 +159,7 @@ def _cut_stage(stage: Stage, work: float, blocks: int, target: float) -> list[Un
     for b in range(blocks):
         first, last = b * over // blocks, (b + 1) * over // blocks
         rows = last - first
-        parts = min(rows, max(1, ceil(work * rows / over / target)))
+        parts = min(rows, max(least, ceil(work * rows / over / target)))
         for k in range(parts):
             start, stop = first + k * rows // parts, first + (k + 1) * rows // parts
             units.append(Unit(stage.index, (start, stop), work * (stop - start) / over, b, blocks))

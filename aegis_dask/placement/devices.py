@@ -171,6 +171,7 @@ _LINKS = {
     "nvlink-a100": Link("NVLink 3", 300e9, 5e-4),
     "pcie": Link("PCIe 4.0 x16", 25e9, 5e-4),
     "infiniband": Link("InfiniBand NDR", 50e9, 5e-4),
+    "ethernet-10": Link("Ethernet 10 Gbit/s", 1.25e9, 1e-3),
     "ethernet": Link("Ethernet 1 Gbit/s", 125e6, 1e-3),
     # Both directions at once, with two cores that also serialise (aegis bench --calibrate).
     "loopback": Link("TCP on one host", 0.4e9, 2e-3),
@@ -187,6 +188,7 @@ MACHINES: Mapping[str, Machine] = {
     "cpu": Machine(_DEVICES["cpu"], 64, _LINKS["loopback"], _LINKS["ethernet"]),
     "h200-nvlink": Machine(_DEVICES["h200"], 8, _LINKS["nvlink"], _LINKS["infiniband"]),
     "h200-pcie": Machine(_DEVICES["h200"], 8, _LINKS["pcie"], _LINKS["infiniband"]),
+    "h200-ethernet": Machine(_DEVICES["h200"], 8, _LINKS["ethernet-10"], _LINKS["ethernet-10"]),
     "a100-80-nvlink": Machine(_DEVICES["a100-80"], 8, _LINKS["nvlink-a100"], _LINKS["infiniband"]),
     "a100-40-nvlink": Machine(_DEVICES["a100-40"], 4, _LINKS["nvlink-a100"], _LINKS["infiniband"]),
     "a100-40-pcie": Machine(_DEVICES["a100-40"], 4, _LINKS["pcie"], _LINKS["infiniband"]),

@@ -84,7 +84,7 @@ def _fused(chain: list[Task], index: dict[int, int]) -> Task:
         takes = tuple(
             -1 if i == previous else sources.setdefault(index[i], len(sources)) for i in t.sources
         )
-        parts.append(Part(replace(t, index=number), takes))
+        parts.append(Part(replace(t, index=number, sources=()), takes))
         previous = t.index
     return replace(
         last,

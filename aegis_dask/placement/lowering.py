@@ -21,10 +21,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from aegis_dask.placement.cut import Rows, Unit
+from aegis_dask.placement.cut import Rows, Unit, is_plain_total
 from aegis_dask.placement.tasks import Argument, Kind, Piece, Plan, Take, Task
 from aegis_dask.program.graph import Program, Stage
-from aegis_dask.program.operations import Input, Total
+from aegis_dask.program.operations import Input
 
 FAN_IN = 8
 """Values that one sum adds: sums are chained, so that few of the values are held at a time."""
@@ -61,6 +61,8 @@ def lower(
     workers: int,
     everywhere: bool = False,
     order: Sequence[int] | None = None,
+    shares_joins: bool = True,
+    adds_in_parts: bool = True,
 ) -> Plan:
     """Return the tasks of placed units.
 
@@ -79,9 +81,15 @@ def lower(
     order
         Position of every stage in the order in which tasks are taken up; that of the program by
         default.
+    shares_joins
+        Put a value that several tasks of a worker need whole together once, not in each of them.
+    adds_in_parts
+        Add on every worker what it has of a sum before it travels.
     """
     position = range(len(program.stages)) if order is None else order
-    return _Lowering(program, workers, everywhere, position).run(units, owners)
+    lowering = _Lowering(program, workers, everywhere, position)
+    lowering.shares_joins, lowering.adds_in_parts = shares_joins, adds_in_parts
+    return lowering.run(units, owners)
 
 
 class _Builder:
@@ -106,6 +114,7 @@ class _Lowering:
         self, program: Program, workers: int, everywhere: bool, order: Sequence[int]
     ) -> None:
         self.program, self.workers, self.order = program, workers, order
+        self.shares_joins = self.adds_in_parts = True
         self.everywhere = everywhere and workers > 1
         self.tasks: list[Task] = []
         self.values: defaultdict[int, _Value] = defaultdict(_Value)
@@ -182,7 +191,7 @@ class _Lowering:
     def lower_stage(self, stage: Stage, units: list[tuple[Unit, int]]) -> None:
         results = self.program.results(stage)
         whole = self.program.needed_whole(stage)
-        plain_total = self.is_plain_total(stage)
+        plain_total = is_plain_total(self.program, stage)
         for j in whole:
             self.complete(j, None if plain_total else stage, units)
         if plain_total:
@@ -231,7 +240,7 @@ class _Lowering:
         if self.everywhere and (node, w) in self.joined:
             return [(self.joined[node, w], _inside(rows, None, count))]
         pieces = self.values[node].on(w)
-        if rows is None and len(pieces) > 1 and self.users[node, w] > 1:
+        if rows is None and len(pieces) > 1 and self.users[node, w] > 1 and self.shares_joins:
             return [(self.join(node, w, stage), None)]
         out = []
         for piece in pieces:
@@ -294,7 +303,7 @@ class _Lowering:
                 self.program.stages[self.program.nodes[c].stage]
                 for c in self.program.consumers[node]
             ]
-            if value.copies or (users and all(self.is_plain_total(s) for s in users)):
+            if value.copies or (users and all(is_plain_total(self.program, s) for s in users)):
                 continue
             self.complete(node, None)
             for w in range(self.workers):
@@ -334,16 +343,6 @@ class _Lowering:
             builder.add(node, [(self.near(p, None, w, home)[0], None)])
         return Piece(self.emit("sum", stage, None, builder, [node], w))
 
-    def is_plain_total(self, stage: Stage) -> bool:
-        """Whether a stage only adds values that have one level, so that the order is free."""
-        if len(stage.nodes) != 1:
-            return False
-        node = self.program.nodes[stage.nodes[0]]
-        values = [self.program.nodes[i] for i in node.inputs]
-        alike = len({(v.depth, v.components) for v in values}) == 1
-        inputs = any(isinstance(v.op, Input) for v in values)
-        return isinstance(node.op, Total) and alike and not inputs
-
     def lower_total(self, stage: Stage, unit: Unit, w: int) -> None:
         """Add on each worker what it has, then send one value per worker."""
         (total,) = stage.nodes
@@ -358,7 +357,7 @@ class _Lowering:
                 for p in self.values[j].pieces
                 if not count or _overlap(p.rows or (0, count), want)
             }
-            if len(holders) == 1:
+            if len(holders) == 1 and self.adds_in_parts:
                 groups[holders.pop()].append(j)
             else:
                 scattered.append(j)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from aegis_dask.errors import ClusterError
@@ -12,6 +13,32 @@ from aegis_dask.placement.lowering import lower
 from aegis_dask.placement.strategy import BANDWIDTH, HOP_SECONDS, Strategy, contiguous, stage_order
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Ways to order work and sums, to see what each is worth.
+
+    Attributes
+    ----------
+    urgent_first
+        Begin with what others wait for (`strategy.stage_order`), else in the order of the program.
+    fuses
+        Make chains of tasks one (`fuse`).
+    shares_joins, adds_in_parts
+        See `lowering.lower`.
+    slices
+        Parts of sums between workers that travel one by one (`cut.split`).
+    """
+
+    urgent_first: bool = True
+    fuses: bool = True
+    shares_joins: bool = True
+    adds_in_parts: bool = True
+    slices: int = 1
+
+
+ALL_ON = Switches()
 
 
 def make_plan(
@@ -25,7 +52,7 @@ def make_plan(
     least_seconds: float = LEAST_SECONDS,
     replicated: Collection[int] = (),
     everywhere: bool = False,
-    reorder: bool = True,
+    switches: Switches = ALL_ON,
     bandwidth: float = BANDWIDTH,
     hop_seconds: float = HOP_SECONDS,
 ) -> Plan:
@@ -49,8 +76,8 @@ def make_plan(
         Stages that every worker computes for itself (see `cut.split`).
     everywhere
         Give every worker all results (see `lowering.lower`).
-    reorder
-        Begin with what others wait for (`strategy.stage_order`), else in the order of the program.
+    switches
+        What can be turned off.
     bandwidth, hop_seconds
         Of the links, for that order.
 
@@ -61,7 +88,9 @@ def make_plan(
     """
     if node_bytes is None:
         node_bytes = [prod(n.shape) * n.components << 20 for n in program.nodes]
-    units = split(program, workers, stage_work, target_seconds, least_seconds, replicated)
+    units = split(
+        program, workers, stage_work, target_seconds, least_seconds, replicated, switches.slices
+    )
     owners = place(program, units, workers, node_bytes)
     if len(owners) != len(units) or not all(0 <= w < workers for w in owners):
         raise ClusterError(
@@ -70,7 +99,17 @@ def make_plan(
             f"{workers - 1} for each"
         )
     order = None
-    if reorder:
+    if switches.urgent_first:
         order = stage_order(program, units, node_bytes, bandwidth, hop_seconds)
     layers = [s.name.split("/")[0] if "/" in s.name else "" for s in program.stages]
-    return fuse(lower(program, units, owners, workers, everywhere, order), layers)
+    plan = lower(
+        program,
+        units,
+        owners,
+        workers,
+        everywhere,
+        order,
+        switches.shares_joins,
+        switches.adds_in_parts,
+    )
+    return fuse(plan, layers) if switches.fuses else plan

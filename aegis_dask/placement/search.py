@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, can_be_replicated, is_input
 from aegis_dask.placement.devices import Machine
-from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.plan import ALL_ON, Switches, make_plan
 from aegis_dask.placement.simulate import Simulation, simulate
 from aegis_dask.placement.strategy import Contiguous
 from aegis_dask.placement.tasks import Plan
@@ -57,6 +57,7 @@ def plain(
     machine: Machine,
     least_seconds: float = LEAST_SECONDS,
     replicated: frozenset[int] = frozenset(),
+    switches: Switches = ALL_ON,
 ) -> Plan:
     """Return the plan for a machine without a search.
 
@@ -76,6 +77,7 @@ def plain(
         target_seconds=TARGET_SECONDS * speed,
         least_seconds=least_seconds * speed,
         replicated=replicated,
+        switches=switches,
     )
 
 

@@ -182,6 +182,22 @@ class _Simulator:
         heapq.heappush(self.events, (time, self.count, what, index, device))
 
     def seconds(self, index: int) -> float:
+        """Return what a task takes: its work, and putting its arguments together."""
+        joined = 0.0
+        for part in self.tasks[index].steps:
+            task = part.task
+            if task.kind != "stage" or all(len(a.takes) < 2 for a in task.arguments):
+                continue
+            stage = self.program.stages[task.stage]
+            whole = self.program.needed_whole(stage)
+            rows = 1.0 if task.rows is None else (task.rows[1] - task.rows[0]) / (stage.over or 1)
+            for argument in task.arguments:
+                if len(argument.takes) > 1:
+                    share = 1.0 if whole[argument.node] else rows
+                    joined += share * self.node_bytes[argument.node]
+        return self.worked(index) + 2 * joined / self.machine.device.bytes_per_second
+
+    def worked(self, index: int) -> float:
         task, device = self.tasks[index], self.machine.device
         if task.parts:
             moved = sum(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,10 @@ BANDWIDTH = 0.4e9
 """Bytes per second between two workers, for estimates."""
 HOP_SECONDS = 0.003
 """Latency of a dependency between two workers, for estimates."""
+
+
+SHARD = re.compile(r"/shard-(\d+)/")
+"""Stages of one shard of several."""
 
 
 class Strategy(Protocol):
@@ -54,10 +59,14 @@ class Contiguous:
         Bytes that move between two workers in a second of estimated work.
     hop_seconds
         Latency of a dependency between two workers, in seconds of estimated work.
+    shards
+        Number of shards of a program that is split by columns and rows
+        (`circuits.encoder.EncoderLayer.shards`): those of a shard go to one worker.
     """
 
     bandwidth: float = BANDWIDTH
     hop_seconds: float = HOP_SECONDS
+    shards: int = 1
 
     def __call__(
         self, program: Program, units: Sequence[Unit], workers: int, node_bytes: Sequence[int]
@@ -84,8 +93,11 @@ class Contiguous:
                     time = max(time, ready[source] + moved)
                 return time
 
+            shard = SHARD.search(stage.name)
             if unit.is_copy:
                 w = unit.block
+            elif shard and self.shards > 1:
+                w = int(shard[1]) * workers // self.shards
             elif unit.blocks > 1:
                 w = unit.block * workers // unit.blocks
             else:

@@ -68,6 +68,8 @@ class Task:
         Which round of a schedule by limbs it is, or follows.
     limbs
         Positions of the limbs of an input that it takes, or None for all.
+    to
+        Worker for which what it gives is, or -1 if several may take it.
     payload
         Bytes that it gives, or None where they are those of its results.
     parts
@@ -87,6 +89,7 @@ class Task:
     seconds: float = 0.0
     round: int = -1
     limbs: tuple[int, ...] | None = None
+    to: int = -1
     payload: int | None = None
     parts: tuple[Part, ...] = ()
 
@@ -103,7 +106,7 @@ class Part:
     Attributes
     ----------
     task
-        As if it were alone.
+        As if it were alone, but for its sources.
     takes
         Where each of its sources is among those of the whole task; -1 for what the part before
         gives.

@@ -8,7 +8,7 @@ needs them. Chebyshev polynomials are counted by running their evaluation on sym
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -135,6 +135,15 @@ class Symbolic:
         self.product_level = -1
         self._ntt = NTT_SECONDS * params.ring_degree * params.literal.log_n
         self._point = POINT_SECONDS * params.ring_degree
+
+    @property
+    def keys(self) -> RequiredKeys:
+        """Keys that what has been counted needs."""
+        return RequiredKeys(
+            dict(self.rotation_levels),
+            None if self.conjugation_level < 0 else self.conjugation_level,
+            None if self.product_level < 0 else self.product_level,
+        )
 
     # -- prices ------------------------------------------------------------------------------
 
@@ -508,6 +517,8 @@ class Analysis:
         Evaluation keys that it needs, without those of bootstrapping.
     bootstrapping
         Parameters of bootstrapping, if the program refreshes.
+    node_keys
+        Those of `keys` that every node needs.
     """
 
     program: Program
@@ -518,6 +529,7 @@ class Analysis:
     node_bytes: list[int]
     keys: RequiredKeys
     bootstrapping: BootstrappingParameters | None = None
+    node_keys: Sequence[RequiredKeys] = ()
 
     @property
     def total(self) -> Cost:
@@ -546,6 +558,23 @@ class Analysis:
     def final_level(self) -> int:
         """Lowest level among the outputs."""
         return min(self.levels[i] for i in self.program.outputs.values())
+
+
+def all_keys(parts: Iterable[RequiredKeys]) -> RequiredKeys:
+    """Return the keys that several parts of a program need together."""
+    rotations: dict[int, int] = {}
+    conjugation = relinearisation = -1
+    for part in parts:
+        for step, level in part.rotations.items():
+            rotations[step] = max(rotations.get(step, -1), level)
+        conjugation = max(conjugation, -1 if part.conjugation is None else part.conjugation)
+        if part.relinearisation is not None:
+            relinearisation = max(relinearisation, part.relinearisation)
+    return RequiredKeys(
+        dict(sorted(rotations.items())),
+        None if conjugation < 0 else conjugation,
+        None if relinearisation < 0 else relinearisation,
+    )
 
 
 def analyse(
@@ -589,24 +618,22 @@ def analyse(
     e = Symbolic(scheme, bootstrapping)
     values: list[Symbol] = []
     costs: list[Cost] = []
+    needed: list[RequiredKeys] = []
     for node in program.nodes:
-        e.cost = Cost()
+        e.cost, e.rotation_levels = Cost(), {}
+        e.conjugation_level = e.product_level = -1
         op: Operation = node.op
         if isinstance(op, Input):
             values.append(Symbol(op.size, top_level))
         else:
             values.append(_infer(op, e, [values[i] for i in node.inputs]))
         costs.append(e.cost)
+        needed.append(e.keys)
     limb_bytes = 4 * scheme.ring_degree
     sizes = [v.count * v.components * len(scheme.window(v.level)) * limb_bytes for v in values]
-    keys = RequiredKeys(
-        dict(sorted(e.rotation_levels.items())),
-        None if e.conjugation_level < 0 else e.conjugation_level,
-        None if e.product_level < 0 else e.product_level,
-    )
     levels = [v.level for v in values]
-    found = bootstrapping if refreshes else None
-    return Analysis(program, scheme, top_level, levels, costs, sizes, keys, found)
+    keys, found = all_keys(needed), bootstrapping if refreshes else None
+    return Analysis(program, scheme, top_level, levels, costs, sizes, keys, found, needed)
 
 
 def _infer(op: Operation, e: Any, inputs: list[Symbol]) -> Symbol:

@@ -28,6 +28,7 @@ from aegis_dask.dashboard.brief import Brief, make_brief
 from aegis_dask.errors import ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import MACHINES, Machine, load_machine
+from aegis_dask.placement.files import check_plan
 from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record, unrecorded
 from aegis_dask.placement.limbs.rounds import Exchange
@@ -505,15 +506,15 @@ class Executor:
             ``aegis.machine``, or no search.
         top_level
             Level of the inputs, for the estimate.
+        plan
+            Tasks to run, for this program and number of workers (`plan`, `placement.files`); none
+            is then made, and nothing that says how is asked for.
         resumes
             How often a run in which a worker is lost is taken up again, once another worker is in
             its place: after the last layer that is finished, with the same residues. Not where the
             worker ran out of memory, which it would again.
         loaded
             Keys and weights that `load` has given to the workers; by default those of `prepare`.
-        plan
-            Made before for this program and as many workers (see `plan`, whose settings are then
-            not asked for).
         checkpoint
             Directory for what is finished, layer by layer. A run that finds a checkpoint of its
             own, of the same program, plan and inputs, goes on there; when it ends, the checkpoint
@@ -538,7 +539,9 @@ class Executor:
         where = self._ready(loaded)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
-        if plan is None:
+        if plan is not None:
+            check_plan(plan, program, self.workers)
+        else:
             plan = self.plan(
                 program,
                 place=place,
@@ -551,10 +554,6 @@ class Executor:
                 top_level=top_level,
                 interpreter=interpreter,
                 loaded=loaded,
-            )
-        elif plan.workers != self.workers:
-            raise ClusterError(
-                f"the plan is for {plan.workers} workers, there are {self.workers}; plan again"
             )
         about = About(title, top_level, self.machine if machine is None else machine)
         snapshot = Snapshot() if resumes else None
@@ -589,8 +588,12 @@ class Executor:
                 return replace(result, resumed=attempt)
         raise AssertionError
 
-    def record(self, program: Program, inputs: Mapping[str, CipherArray]) -> Recording:
+    def record(
+        self, program: Program, inputs: Mapping[str, CipherArray], late: bool = False
+    ) -> Recording:
         """Return a program as kernel calls, for inputs of these levels and scales.
+
+        With `late` sums of rotations are divided once (`placement.limbs.late`).
 
         Raises
         ------
@@ -607,7 +610,7 @@ class Executor:
             )
         level = max(x.batch.level for x in inputs.values())
         required = analyse(program, context.bootstrapping or params, level).keys
-        return record(program, params, required, inputs, context.store)
+        return record(program, params, required, inputs, context.store, late)
 
     def run_by_limbs(
         self,
@@ -620,14 +623,17 @@ class Executor:
         """Run a program with every ciphertext divided among the workers by its limbs.
 
         That is how others run one (see `placement.limbs.rounds`), to compare with: it sends orders
-        of magnitude more than `run`. The residues are the same.
+        of magnitude more than `run`. The residues are the same (but see `exchange`).
 
         Parameters
         ----------
         program, inputs
             The program and its encrypted inputs. Programs that refresh are refused.
         exchange
-            ``"broadcast"`` of what ModUp and ModDown need, or ``"input-broadcast"``.
+            ``"broadcast"`` of what ModUp and ModDown need, ``"input-broadcast"``,
+            ``"output-aggregation"``, or ``"cheapest"``: for every key switch the less of the last
+            two, where sums of rotations are divided once, which rounds otherwise (the residues are
+            those of `run` with `placement.limbs.late.LateDivision`).
         progress
             As for `run`.
 
@@ -636,7 +642,7 @@ class Executor:
         ProgramError, ClusterError
             As `run`; and if the program refreshes ciphertexts, or its plaintexts are too large.
         """
-        recording = self.record(program, inputs)
+        recording = self.record(program, inputs, late=exchange == "cheapest")
         plan, known = plan_by_limbs(recording, self.workers, exchange)
         loaded = self._prepared
         where = self._ready(loaded)

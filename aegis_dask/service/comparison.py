@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from aegis_dask.placement.plan import make_plan
 from aegis_dask.placement.predict import predict
 from aegis_dask.placement.search import plain, rotating, search
 from aegis_dask.placement.simulate import simulate
+from aegis_dask.placement.strategy import SHARD, Contiguous
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.symbolic import Analysis
 from aegis_dask.service.job import Job
@@ -42,12 +43,15 @@ class Compared:
         bytes that devices send each other.
     seconds
         Simulated time; of limb-parallel ones the least that it can be, without waiting.
+    counts
+        Parts for which it stands for the other system; in the rest it does as we do.
     """
 
     name: str
     is_ours: bool
     sent: Mapping[str, int]
     seconds: float
+    counts: frozenset[str] = frozenset((ATTENTION, FORWARD))
 
     @property
     def total(self) -> int:
@@ -84,13 +88,18 @@ class Comparison:
     strategies: tuple[Compared, ...]
 
     def strongest(self, part: str) -> Compared:
-        """Return the one of the others that sends least for a part."""
-        return min((s for s in self.strategies if not s.is_ours), key=lambda s: s.sent[part])
+        """Return the one of the others that sends least for a part, of the AEGIS paper's kinds.
 
-    def saved(self, part: str, ours: str) -> float:
-        """Return the share of the strongest other strategy's bytes that one of ours saves."""
-        (own,) = (s for s in self.strategies if s.name == ours)
-        return 1 - own.sent[part] / self.strongest(part).sent[part]
+        Those are limb-parallel and replicating ones.
+        """
+        others = (s for s in self.strategies if not s.is_ours and s.name != COLUMNS)
+        return min(others, key=lambda s: s.sent[part])
+
+    def saved(self, part: str, ours: str, other: str | None = None) -> float:
+        """Return the share of another strategy's bytes, the strongest's, that one of ours saves."""
+        rows = {s.name: s for s in self.strategies}
+        against = self.strongest(part) if other is None else rows[other]
+        return 1 - rows[ours].sent[part] / against.sent[part]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -101,6 +110,7 @@ class Comparison:
         }
 
 
+COLUMNS = "feed-forward by columns and rows"
 FASTEST, FEWEST = "search: least time", "search: fewest bytes"
 SLOWER = 1.05
 """Time that the plan with the fewest bytes may take, in that of the strongest other strategy."""
@@ -117,10 +127,12 @@ def schemes(analysis: Analysis) -> list[Scheme]:
 def compare(job: Job, machine: Machine, devices: int, scheme: Scheme | None = None) -> Comparison:
     """Compare strategies for a job.
 
-    Limb-parallel ones are counted, in both variants of `placement.limbs`, the second with sums
-    formed in parts where that is less (output aggregation). *Replicated* is ciphertext-parallel:
+    Limb-parallel ones are counted, in all variants of `placement.limbs`, the last as Cinnamon would
+    run it. *Replicated* is ciphertext-parallel:
     every device has every result of an operator. Its second variant computes rotations where they
-    are used instead of sending them. The others are plans.
+    are used instead of sending them. *By columns and rows* is Megatron-LM's split of the
+    feed-forward network; attention is as we do it, since heads share ciphertexts. The others are
+    plans.
 
     Parameters
     ----------
@@ -133,14 +145,18 @@ def compare(job: Job, machine: Machine, devices: int, scheme: Scheme | None = No
     scheme = scheme_of(analysis.params) if scheme is None else scheme
     found = _Comparing(analysis, machine, devices, scheme)
     strategies = [
-        found.limbs("limb-parallel: broadcast", "broadcast", False),
-        found.limbs("limb-parallel: input broadcast", "input-broadcast", True),
+        found.limbs("limb-parallel: broadcast", "broadcast"),
+        found.limbs("limb-parallel: input broadcast", "input-broadcast"),
+        found.limbs("limb-parallel: output aggregation", "output-aggregation"),
+        found.limbs("limb-parallel: the less of both", "cheapest"),
         found.replicated("ciphertexts replicated", frozenset()),
         found.replicated("ciphertexts replicated, not rotated ones", rotating(job.program, True)),
+        found.columns(job.split_by_columns(devices)),
         found.planned("AEGIS: what is needed", found.plain()),
     ]
     fastest = found.planned(FASTEST, found.search())
-    strongest = min(strategies[:4], key=lambda s: s.total)
+    others = (s for s in strategies if not s.is_ours and s.name != COLUMNS)
+    strongest = min(others, key=lambda s: s.total)
     frugal = found.planned(FEWEST, found.search(SLOWER * strongest.seconds))
     return Comparison(scheme.name, devices, (*strategies, fastest, frugal))
 
@@ -154,8 +170,8 @@ class _Comparing:
             for n, level in zip(self.program.nodes, analysis.levels, strict=True)
         ]
 
-    def limbs(self, name: str, exchange: Exchange, aggregated: bool) -> Compared:
-        found = volumes(self.analysis, self.scheme, self.devices, exchange, aggregated)
+    def limbs(self, name: str, exchange: Exchange) -> Compared:
+        found = volumes(self.analysis, self.scheme, self.devices, exchange)
         work = sum(self.analysis.stage_work) / self.machine.device.speed
         link = self.machine.inside.bytes_per_second
         least = (work + sum(found.values()) / link) / self.devices
@@ -174,6 +190,27 @@ class _Comparing:
             everywhere=True,
         )
         return self._compared(name, False, plan)
+
+    def columns(self, split: Job) -> Compared:
+        """Return the job whose feed-forward networks are in shards, one to a device."""
+        found = _Comparing(split.analysis, self.machine, self.devices, self.scheme)
+        program, speed = split.program, self.machine.device.speed
+        local = {i for i in rotating(program, True) if not SHARD.search(program.stages[i].name)}
+        bandwidth = self.machine.inside.bytes_per_second / speed
+        hop = self.machine.hop_seconds * speed
+        plan = make_plan(
+            program,
+            self.devices,
+            split.analysis.stage_work,
+            node_bytes=found.sizes,
+            place=Contiguous(bandwidth, hop, self.devices),
+            bandwidth=bandwidth,
+            hop_seconds=hop,
+            target_seconds=0.5 * speed,
+            least_seconds=0.005 * speed,
+            replicated=local,
+        )
+        return replace(found._compared(COLUMNS, False, plan), counts=frozenset((FORWARD,)))
 
     def plain(self) -> Plan:
         a = self.analysis

@@ -190,6 +190,25 @@ class Job:
         job = replace(self, packing=packing, program=program, placement=None)
         return _refreshed(job, self.bootstrapping)
 
+    @property
+    def untrimmed(self) -> Program:
+        """The program with values at the levels at which they are made (see `program.trim`)."""
+        if self.placement is not None:
+            return insert(self.placement)
+        return _capture(self.graph, self.model, self.layers, self.packing)
+
+    def split_by_columns(self, shards: int) -> Job:
+        """Return the job with its feed-forward networks in shards, to compare with.
+
+        They are split by columns and rows (`circuits.encoder.EncoderLayer.shards`).
+        """
+        layers = [replace(layer, shards=shards) for layer in self.layers]
+        program = _capture(self.graph, self.model, layers, self.packing)
+        job = replace(self, layers=layers, program=program, placement=None)
+        if self.bootstrapping is None:
+            return replace(job, program=trim(program))
+        return _refreshed(job, self.bootstrapping)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what a server needs to build the job, beside model and graph."""
         return {
@@ -326,7 +345,10 @@ def make_job(
         except ParameterError:
             continue
     found = []
-    for preset in secure_bootstrapping(scale_bits, smallest):
+    presets = secure_bootstrapping(scale_bits, positions)
+    # With fewer blocks than heads attention goes by groups of heads.
+    most = max((p.params.slots for p in presets), default=0)
+    for preset in (p for p in presets if p.params.slots >= min(smallest, most)):
         try:
             found.append(_refreshed(job(preset.params.slots, preset.params, True), preset))
         except LevelError:  # too few levels for one operation, or nothing that can be refreshed

@@ -10,7 +10,10 @@ from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys, RequiredKeys, 
 from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
 from aegis_dask.ckks.parameters import Parameters
-from aegis_dask.program.symbolic import Analysis
+from aegis_dask.placement.tasks import Plan
+from aegis_dask.program.operations import Refresh
+from aegis_dask.program.symbolic import Analysis, all_keys
+from aegis_dask.program.symbolic import RequiredKeys as Needed
 
 AnyKeys = EvaluationKeys | BootstrappingKeys
 
@@ -49,14 +52,30 @@ class KeyList:
 
 def list_keys(analysis: Analysis) -> KeyList:
     """Return the keys of a program, those of bootstrapping included if it refreshes."""
-    keys = analysis.keys
+    return _list(analysis, analysis.keys, refreshes=True)
+
+
+def keys_by_worker(analysis: Analysis, plan: Plan) -> list[KeyList]:
+    """Return for each worker the keys of what a plan has it do: those that it must hold."""
+    stages: list[set[int]] = [set() for _ in range(plan.workers)]
+    for task in plan.tasks:
+        stages[task.owner].update(p.task.stage for p in task.steps if p.task.kind == "stage")
+    out = []
+    for there in stages:
+        nodes = [n for n in analysis.program.nodes if n.stage in there]
+        refreshes = any(isinstance(n.op, Refresh) for n in nodes)
+        out.append(_list(analysis, all_keys(analysis.node_keys[n.id] for n in nodes), refreshes))
+    return out
+
+
+def _list(analysis: Analysis, keys: Needed, refreshes: bool) -> KeyList:
     required = RequiredKeys(
         keys.rotations,
         (),
         -1 if keys.relinearisation is None else keys.relinearisation,
         -1 if keys.conjugation is None else keys.conjugation,
     )
-    if analysis.bootstrapping is not None:
+    if refreshes and analysis.bootstrapping is not None:
         required |= _bootstrapping(analysis.bootstrapping)
     return KeyList(analysis.params, required)
 

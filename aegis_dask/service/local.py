@@ -21,6 +21,7 @@ from aegis_dask.errors import ClusterError, ParameterError, RangeError
 from aegis_dask.models.calibration import check_inside
 from aegis_dask.models.programs import INPUT, OUTPUT
 from aegis_dask.models.text import embed
+from aegis_dask.placement.files import SavedPlan
 from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.ring.memory import release
 from aegis_dask.runtime.executor import Executor
@@ -193,17 +194,21 @@ def open_executor(
         ) from e
 
 
-def run_encrypted(prepared: Prepared, executor: Executor, watch: Watch) -> Outcome:
-    """Make keys, encrypt, evaluate on the cluster, decrypt.
+def run_encrypted(
+    prepared: Prepared, executor: Executor, watch: Watch, plan: SavedPlan | None = None
+) -> Outcome:
+    """Make keys, encrypt, evaluate on the cluster, by a plan if one is given, decrypt.
 
     Raises
     ------
     ParameterError
         If the keys exceed the memory of this machine.
     ClusterError
-        If a task fails or a worker is lost.
+        If a task fails or a worker is lost, or the plan is for something else.
     """
     job, seconds = prepared.job, dict[str, float]()
+    if plan is not None:
+        plan.check(job.program, executor.workers)
     check_memory(job, executor.workers if executor.is_local else 1)
     with watch.step("Making keys"), _timed(seconds, "keys"):
         client = Client.create(job)
@@ -216,15 +221,19 @@ def run_encrypted(prepared: Prepared, executor: Executor, watch: Watch) -> Outco
         del keys  # the workers have them in files
         release()
     with watch.bar("evaluating") as progress, _timed(seconds, "evaluation"):
-        result = server.evaluate(x, len(prepared.x), progress)
+        result = server.evaluate(x, len(prepared.x), progress, plan)
     with watch.step("Decrypting"), _timed(seconds, "decryption"):
         output = client.decrypt(result.outputs[OUTPUT])
     return Outcome(prepared, result, output, "encrypted", count, size, seconds)
 
 
-def run_simulated(prepared: Prepared, executor: Executor, watch: Watch) -> Outcome:
+def run_simulated(
+    prepared: Prepared, executor: Executor, watch: Watch, plan: SavedPlan | None = None
+) -> Outcome:
     """Run the same program on the cluster without encryption."""
     job, seconds = prepared.job, dict[str, float]()
+    if plan is not None:
+        plan.check(job.program, executor.workers)
     packing, layout = job.packing, job.layout
     with watch.step("Giving weights to the workers"), _timed(seconds, "preparation"):
         executor.prepare(store=job.model.tensors())
@@ -236,6 +245,7 @@ def run_simulated(prepared: Prepared, executor: Executor, watch: Watch) -> Outco
             interpreter="simulated",
             progress=progress,
             title=f"{job.graph.name} on {job.model.name}, simulated",
+            plan=None if plan is None else plan.plan,
         )
     output = packing.unpack(result.outputs[OUTPUT], layout)
     return Outcome(prepared, result, output, "simulated", seconds=seconds)

@@ -15,6 +15,7 @@ from aegis_dask.placement.simulate import Simulation
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.placement.traffic import Transfers, format_bytes
 from aegis_dask.service.job import Job
+from aegis_dask.service.keys import keys_by_worker
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class Scaled:
         Stages that every device computes for itself.
     peak_stages
         Of every device, the stage after which it holds the most.
-    key_bytes, weight_bytes
-        What every device holds beside ciphertexts: all keys and all weights.
+    key_bytes
+        All evaluation keys.
+    key_bytes_by_device
+        The keys of what each device does, which are those that it must hold.
+    weight_bytes
+        All weights, which every device holds.
     """
 
     devices: int
@@ -48,6 +53,7 @@ class Scaled:
     replicated: tuple[str, ...]
     peak_stages: tuple[str, ...]
     key_bytes: int
+    key_bytes_by_device: tuple[int, ...]
     weight_bytes: int
 
     @property
@@ -62,8 +68,19 @@ class Scaled:
 
     @property
     def device_bytes(self) -> int:
-        """Most bytes on a device at a time: results, keys, weights."""
+        """Most bytes on a device at a time: results, all keys, weights."""
         return max(self.simulation.peak_bytes) + self.key_bytes + self.weight_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """The same with the keys that a device needs instead of all."""
+        held = zip(self.simulation.peak_bytes, self.key_bytes_by_device, strict=True)
+        return max(results + keys for results, keys in held) + self.weight_bytes
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """The same without keys and weights."""
+        return max(self.simulation.peak_bytes)
 
     @property
     def fits(self) -> bool:
@@ -116,7 +133,9 @@ class Scaled:
             "exposed_seconds": list(s.exposed),
             "busy_seconds": list(s.busy),
             "ciphertext_bytes": list(s.peak_bytes),
+            "key_bytes": list(self.key_bytes_by_device),
             "device_bytes": self.device_bytes,
+            "needed_bytes": self.needed_bytes,
             "fits": self.fits,
             "shortage": self.shortage(),
         }
@@ -152,6 +171,7 @@ def scale(job: Job, machine: Machine, devices: Sequence[int]) -> list[Scaled]:
                     program.stages[plan.tasks[i].stage].name for i in simulation.peak_tasks
                 ),
                 key_bytes=job.keys.nbytes,
+                key_bytes_by_device=tuple(k.nbytes for k in keys_by_worker(analysis, plan)),
                 weight_bytes=weights,
             )
         )

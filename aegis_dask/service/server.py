@@ -11,6 +11,7 @@ from aegis_dask.ckks.wire import MOST_OVERHEAD
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.graphs import Graph
 from aegis_dask.models.programs import INPUT, OUTPUT
+from aegis_dask.placement.files import SavedPlan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import ProgressCallback
@@ -57,21 +58,28 @@ class Server:
         return cls(job, keys, executor)
 
     def evaluate(
-        self, x: CipherArray, length: int, progress: ProgressCallback | None = None
+        self,
+        x: CipherArray,
+        length: int,
+        progress: ProgressCallback | None = None,
+        plan: SavedPlan | None = None,
     ) -> Result:
-        """Run the job on encrypted hidden states of `length` tokens.
+        """Run the job on encrypted hidden states of `length` tokens, by a plan if one is given.
 
         Raises
         ------
         ClusterError
-            If a task fails or a worker is lost.
+            If a task fails or a worker is lost, or the plan is for something else.
         """
-        job = self.job.for_length(length)
-        return self.executor.run(
+        job, executor = self.job.for_length(length), self.executor
+        if plan is not None:
+            plan.check(job.program, executor.workers)
+        return executor.run(
             job.program,
             {INPUT: x},
             progress=progress,
-            machine=self.executor.machine,
+            machine=executor.machine,
+            plan=None if plan is None else plan.plan,
             title=f"{job.graph.name} on {job.model.name}",
         )
 

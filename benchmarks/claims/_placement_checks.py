@@ -23,7 +23,7 @@ from aegis_dask.placement.tasks import Plan, Task
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.service import local
 from aegis_dask.service.client import Client
-from aegis_dask.service.comparison import FASTEST, FEWEST, Comparison, compare, schemes
+from aegis_dask.service.comparison import COLUMNS, FASTEST, FEWEST, Comparison, compare, schemes
 from aegis_dask.service.job import Job, make_job
 from aegis_dask.service.scaling import Scaled, scale
 from aegis_dask.service.sources import assumed_calibration, cut, first_layers
@@ -61,11 +61,17 @@ def speedup(machine: str, devices: int) -> Finding:
 
 
 def memory_saved(machine: str, devices: int) -> Finding:
-    """Share of one device's memory that each of several does without, keys included."""
+    """Share of one device's memory that each of several does without, the keys that it needs in."""
     rows = scaled(machine)
-    one, several = rows[1].device_bytes, rows[devices].device_bytes
-    note = f"{several / 1e9:.1f} of {one / 1e9:.1f} GB; keys {rows[1].key_bytes / 1e9:.1f} GB each"
-    return Finding(round(1 - several / one, 4), note)
+    one, several = rows[1], rows[devices]
+    keys = max(several.key_bytes_by_device)
+    note = (
+        f"{several.needed_bytes / 1e9:.1f} of {one.device_bytes / 1e9:.1f} GB; keys "
+        f"{keys / 1e9:.1f} of {one.key_bytes / 1e9:.1f} GB; with all keys "
+        f"{1 - several.device_bytes / one.device_bytes:.1%}, without any "
+        f"{1 - several.ciphertext_bytes / one.ciphertext_bytes:.1%}"
+    )
+    return Finding(round(1 - several.needed_bytes / one.device_bytes, 4), note)
 
 
 @lru_cache
@@ -86,6 +92,13 @@ def saved(part: str) -> Finding:
             f"{c.scheme}: {ours.sent[part] / 1e9:.2f} GB in {ours.seconds:.2f} s against "
             f"{other.sent[part] / 1e9:.2f} GB in {other.seconds:.2f} s ({other.name})"
         )
+    return Finding(round(min(found), 4), "; ".join(notes))
+
+
+def saved_by_columns() -> Finding:
+    """Share of the bytes of a feed-forward network in shards that ours saves, of both primes."""
+    found = [c.saved("feed-forward", FEWEST, COLUMNS) for c in comparisons()]
+    notes = [f"{c.scheme}: {s:.1%}" for c, s in zip(comparisons(), found, strict=True)]
     return Finding(round(min(found), 4), "; ".join(notes))
 
 

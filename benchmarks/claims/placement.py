@@ -73,6 +73,12 @@ def claims(options: Options) -> list[Claim]:
             partial(checks.saved, "attention"),
         ),
         Claim(
+            "feed-forward-columns",
+            ">= 0",
+            "below a split by columns and rows (Megatron-LM)",
+            checks.saved_by_columns,
+        ),
+        Claim(
             "search-never-worse",
             "<= 0",
             "strategies simulated to be faster",

@@ -217,3 +217,24 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ClusterError, match="one estimate per stage"):
         split(PROGRAM, 2, work[:-1])
     assert np.isfinite(sum(u.seconds for u in split(PROGRAM, 2, work)))
+
+
+def test_sums_are_cut_into_slices_and_nothing_else_is() -> None:
+    def build(c: Capture) -> None:
+        x = c.input("x", (8,))
+        terms = []
+        for g in range(4):
+            with c.stage(f"term{g}"):
+                terms.append(x.rotate(g + 1))
+        with c.stage("sum", over=8):
+            y = total(terms)
+        with c.stage("scaled", over=8):
+            c.output("y", y * 2)
+
+    program = capture(512, build)
+    work = [1.0] * len(program.stages)
+    plain, cut = (split(program, 2, work, 5.0, slices=k) for k in (1, 3))
+    rows = {u.rows for u in cut if program.stages[u.stage].name == "sum"}
+    assert rows == {(0, 1), (1, 2), (2, 4), (4, 5), (5, 6), (6, 8)}
+    others = [[u for u in units if program.stages[u.stage].name != "sum"] for units in (plain, cut)]
+    assert others[0] == others[1]

@@ -14,9 +14,10 @@ from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.limbs.late import LateDivision
 from aegis_dask.placement.limbs.plan import plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record
-from aegis_dask.placement.limbs.rounds import Exchange, Schedule, schedule
+from aegis_dask.placement.limbs.rounds import EXCHANGES, Exchange, Schedule, schedule
 from aegis_dask.placement.limbs.shard import KeyLookup, Shard, State, key_lookup
 from aegis_dask.placement.limbs.trace import Recorder
 from aegis_dask.placement.limbs.volume import paper, scheme_of, volume, volumes
@@ -27,8 +28,6 @@ from aegis_dask.program.interpreter import run
 from aegis_dask.program.operations import Refresh
 from aegis_dask.program.symbolic import Analysis, Cost, Coupled, analyse
 from tests.runtime.programs import SLOTS, model
-
-EXCHANGES: tuple[Exchange, ...] = ("broadcast", "input-broadcast")
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +58,24 @@ def together(recording: Recording, plan: Schedule, x: CipherArray, find: KeyLook
         states.append(State({buffer: np.ascontiguousarray(x.batch.data[:, :, own])}))
     before = None
     for current in plan.rounds:
-        for d in devices:
-            if before is not None:
-                sent = [
-                    [shards[e].rows(g.view, plan.owned(g.limbs, e)) for g in before.gathers]
+        if before is not None:
+            gathers, reductions = before.gathers, before.reductions
+            exchanged: list[Any] = []
+            for d in devices:
+                received = [
+                    [shards[e].rows(g.view, plan.owned(g.limbs, e)) for g in gathers]
                     for e in devices
                 ]
-                received = [[r.copy() for r in rows] for rows in sent]
-                shards[d].accept(before, states[d], received)
+                addends = [
+                    [
+                        shards[e].rows(r.view, plan.owned(r.limbs, d))
+                        for e in sorted(r.senders - {d})
+                    ]
+                    for r in reductions
+                ]
+                exchanged.append((received, addends))
+            for d in devices:
+                shards[d].accept(before, states[d], *exchanged[d])
         for d in devices:
             shards[d].run(current, states[d])
         before = current
@@ -81,10 +90,14 @@ def together(recording: Recording, plan: Schedule, x: CipherArray, find: KeyLook
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("devices", [1, 2, 3, 5])
-def test_residues_are_those_of_one_device(prepared: Any, devices: int, exchange: Exchange) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_residues_are_those_of_one_device(
+    prepared: Any, devices: int, exchange: Exchange, late: bool
+) -> None:
     program, params, keys, store, x, analysis = prepared
-    expected = run(program, Encrypted(Evaluator(params, keys)), {"x": x}, store)["y"]
-    recording = record(program, params, analysis.keys, {"x": x}, store)
+    kind = LateDivision if late else Encrypted
+    expected = run(program, kind(Evaluator(params, keys)), {"x": x}, store)["y"]
+    recording = record(program, params, analysis.keys, {"x": x}, store, late)
     view = recording.output_view("y")
     plan = schedule(
         params.chain, recording.buffers, recording.instructions, devices, exchange, [view.buffer]
@@ -112,7 +125,8 @@ def test_input_broadcast_sends_less_in_fewer_rounds(prepared: Any) -> None:
     program, params, _, store, x, analysis = prepared
     recording = record(program, params, analysis.keys, {"x": x}, store)
     sizes = []
-    for exchange in EXCHANGES:
+    exchanges: tuple[Exchange, ...] = ("broadcast", "input-broadcast")
+    for exchange in exchanges:
         plan, known = plan_by_limbs(recording, 4, exchange)
         moved = predict(program, plan, analysis.node_bytes).between_workers
         counted = sum(volumes(analysis, scheme_of(params), 4, exchange).values())
@@ -120,6 +134,36 @@ def test_input_broadcast_sends_less_in_fewer_rounds(prepared: Any) -> None:
         sizes.append((moved, len(known.schedule.rounds)))
     assert sizes[1][0] < sizes[0][0]
     assert sizes[1][1] < sizes[0][1]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_sum_that_is_divided_once_is_aggregated_once(devices: int) -> None:
+    """2 (l + 2a)(n - 1) limbs whatever the number of terms; broadcasts take l (n - 1) for each."""
+    params = Parameters.preset("insecure-n10-d40")
+    terms, limbs, special = 8, len(params.window(params.max_level)), 4
+    assert len(params.chain.special_primes) == special
+    assert params.digits == 4  # one or more for every device
+
+    def build(c: Capture) -> None:
+        c.output("y", c.input("x", (terms,)).rotate_sum(range(1, terms + 1)))
+
+    program = capture(SLOTS, build)
+    required = analyse(program, params, params.max_level).keys
+    data = np.zeros((terms, 2, limbs, params.ring_degree), np.uint32)
+    zeros = Ciphertext(params, data, params.max_level, params.scales[params.max_level])
+    x = CipherArray(zeros, (terms,))
+
+    def moved(exchange: Exchange, late: bool) -> float:
+        recording = record(program, params, required, {"x": x}, {}, late)
+        plan, _ = plan_by_limbs(recording, devices, exchange)
+        limb = 4 * params.ring_degree * (devices - 1)
+        return predict(program, plan, []).between_workers / limb
+
+    assert moved("input-broadcast", False) == moved("cheapest", False) == terms * limbs
+    assert moved("output-aggregation", False) == terms * 2 * (limbs + 2 * special)
+    assert moved("output-aggregation", True) == 2 * (limbs + 2 * special)
+    assert moved("cheapest", True) == 2 * (limbs + 2 * special)
+    assert moved("broadcast", True) == terms * limbs + 2 * special
 
 
 def test_volumes_are_those_of_the_formulas(prepared: Any) -> None:
@@ -130,7 +174,9 @@ def test_volumes_are_those_of_the_formulas(prepared: Any) -> None:
     assert volume(one, scheme, 2, "input-broadcast") == 17.5 * 2**20
     assert volume(one, scheme, 4, "input-broadcast") == 52.5 * 2**20
     six = Cost(coupled=Counter({Coupled("raised", 14): 6, Coupled("summed", 14, 6): 1}))
-    assert volume(six, scheme, 4, "input-broadcast", aggregated=True) == 105 * 2**20
+    assert volume(six, scheme, 4, "cheapest") == 105 * 2**20
+    # Parts over QP, and the special primes of the sum: 2 (l + 2a)(n - 1).
+    assert volume(one, scheme, 4, "output-aggregation") == 2 * (35 + 8) * 3 * 2**19
 
 
 def test_what_cannot_be_divided_is_refused(prepared: Any) -> None:

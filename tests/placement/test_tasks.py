@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.cut import split
 from aegis_dask.placement.lowering import lower
-from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.plan import Switches, make_plan
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Capture, EncryptedTensor, Program, capture, stack, total
 from aegis_dask.program.interpreter import run
@@ -32,7 +32,7 @@ class Worker:
     """What a task needs of a worker."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self.address = self.name = address
         self.events: list[Any] = []
 
     def log_event(self, topic: str, message: Any) -> None:
@@ -123,8 +123,10 @@ def test_any_cut_and_any_placement_give_the_result_of_the_program(
     work = [1.0] * len(program.stages)
     units = split(program, workers, work, target)
     anywhere = [data.draw(st.integers(0, workers - 1)) for _ in units]
+    off = Switches(*(data.draw(st.booleans()) for _ in range(4)), data.draw(st.integers(1, 3)))
     for plan in (
         make_plan(program, workers, work, target_seconds=target),
+        make_plan(program, workers, work, target_seconds=target, switches=off),
         lower(program, units, anywhere, workers),
     ):
         found = run_tasks(program, plan, inputs)

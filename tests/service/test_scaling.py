@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from aegis_dask.models.checkpoint import load_bert, named_config, shape_only
+from aegis_dask.models.graphs import load_graph
+from aegis_dask.models.text import Tokenizer
 from aegis_dask.placement.devices import MACHINES
-from tests.service.conftest import aegis, json_of, refused
+from aegis_dask.placement.files import read_plan
+from aegis_dask.service.job import make_job
+from aegis_dask.service.keys import keys_by_worker
+from aegis_dask.service.scaling import scale
+from aegis_dask.service.sources import assumed_calibration, first_layers
+from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, refused
 
 
 def test_the_plan_is_simulated_on_more_and_more_devices(checkpoint: Path) -> None:
@@ -23,8 +31,26 @@ def test_the_plan_is_simulated_on_more_and_more_devices(checkpoint: Path) -> Non
         assert sum(r["bytes_by_operator"].values()) == r["bytes_between_devices"]
         assert 0 < r["efficiency"] <= 1.05
         assert r["device_bytes"] >= found["evaluation_key_bytes"]
+        assert r["needed_bytes"] <= r["device_bytes"]
+        assert len(r["key_bytes"]) == r["devices"]
+        assert max(r["key_bytes"]) <= found["evaluation_key_bytes"]
+    assert rows[0]["key_bytes"] == [found["evaluation_key_bytes"]]
     assert found["machine"]["device"]["name"] == "H200 (estimated)"
     assert json_of(*options)["scaling"] == []
+
+
+def test_a_device_needs_the_keys_of_its_own_rotations() -> None:
+    """Giant steps are dealt out, so that no device needs all of them."""
+    graph = load_graph("bert_layer")
+    model = shape_only(named_config("bert-base", 512))
+    job = make_job(first_layers(model, 1), assumed_calibration(model), graph, 512)
+    (one, four) = scale(job, MACHINES["h200-pcie"], [4])
+    everything = job.keys.required.rotations
+    assert one.key_bytes_by_device == (job.keys.nbytes,)
+    held = [set(k.required.rotations) for k in keys_by_worker(job.analysis, four.plan)]
+    assert set().union(*held) == set(everything)
+    assert all(h < set(everything) for h in held)
+    assert max(four.key_bytes_by_device) < 0.9 * job.keys.nbytes
 
 
 def test_the_table_names_the_machine_and_the_operators(checkpoint: Path) -> None:
@@ -65,6 +91,23 @@ def test_strategies_are_compared(checkpoint: Path) -> None:
     assert any(line.startswith("layer0/norm1/scale: ") for line in found["reasons"])
     shown = " ".join(aegis(*options, "--compare").output.split())
     assert "less for feed-forward than the strongest of the others" in shown
+
+
+def test_what_every_switch_is_worth(checkpoint: Path) -> None:
+    options = ("plan", "bert_layer", "--model", checkpoint, "--length", 12, "--insecure")
+    options = (*options, "--devices", 2, "--machine", "h200-ethernet", "--ablation")
+    found = json_of(*options)
+    rows = {r["name"]: r for r in found["ablation"]}
+    first = rows["all of it"]
+    assert first["seconds"] == found["scaling"][-1]["seconds"]
+    assert rows["terms of sums sent, not sums"]["sent"] >= first["sent"]
+    assert rows["chains of tasks not fused"]["tasks"] > first["tasks"]
+    early = rows["products relinearised before they are added"]
+    assert early["seconds"] > first["seconds"]
+    assert early["sent"] == first["sent"]
+    assert rows["values not lowered where they are made"]["sent"] >= first["sent"]
+    shown = " ".join(aegis(*options).output.split())
+    assert "with one thing turned off or on" in shown
 
 
 def test_the_timeline_is_drawn(checkpoint: Path, tmp_path: Path) -> None:
@@ -116,3 +159,42 @@ def test_dependencies_are_written(checkpoint: Path, tmp_path: Path) -> None:
     assert "sets of values that can be divided alike" in " ".join(shown.split())
     assert json.loads(path.read_text())["clusters"]
     assert "must end in .graphml or .json" in refused(*options, "--dependencies", tmp_path / "d.x")
+
+
+def test_a_plan_is_written_and_runs(checkpoint: Path, scheduler: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "plan.json", tmp_path / "other.json"
+    count = len(Tokenizer.for_model(load_bert(checkpoint)).encode(TEXT))
+    common = ("feed_forward", "--model", checkpoint, "--insecure")
+    planning = ("plan", *common, "--devices", 2, "--compare", "--length", count)
+    found = json_of(*planning, "--out", path)
+    assert found["out"] == str(path)
+    saved = read_plan(path)
+    assert saved.about["comparisons"] == found["comparisons"]
+    running = ("run", *common, "--text", TEXT, "--scheduler", scheduler)
+    values = json_of(*running, "--plan", path)
+    assert values["precision"]["max_error"] < TOLERANCE
+    assert values["run"]["bytes_between_workers"] == found["scaling"][1]["bytes_between_devices"]
+    assert "plan for 2 workers, --workers asks for 3" in refused(
+        *running, "--plan", path, "--workers", 3
+    )
+    assert "leave one out" in refused(*running, "--plan", path, "--machine", "cpu")
+    assert "No such file" in refused(*running, "--plan", other)
+    json_of("plan", "bert_layer", *common[1:], "--length", count, "--devices", 2, "--out", other)
+    message = refused_late(*running, "--plan", other)
+    assert "the plan is for another program" in message
+
+
+def refused_late(*arguments: str | Path) -> str:
+    """Return the message of a command that fails after it has said what it does."""
+    result = aegis(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr[result.stderr.index("error: ") + 7 :].split())
+
+
+def test_plans_that_cannot_be_written_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("plan", "feed_forward", "--model", checkpoint, "--insecure", "--out")
+    assert "give --devices 4" in refused(*options, tmp_path / "plan.json")
+    assert "does not end in .json" in refused(*options, tmp_path / "plan.txt", "--devices", 2)
+    nowhere = tmp_path / "no" / "plan.json"
+    assert "in a folder that exists" in refused(*options, nowhere, "--devices", 2)

@@ -53,6 +53,8 @@ class LimbProgram:
             limbs = self.schedule.limbs_of(view)
             return shard.rows(view, self.schedule.owned(limbs, shard.device))
         current = self.schedule.rounds[task.round]
+        if task.kind == "share" and task.to >= 0:
+            return shard.outgoing_to(current, inputs[0], task.stage, task.to)
         if task.kind == "share":
             return shard.outgoing(current, inputs[0], task.stage)
         if task.round == 0:
@@ -62,7 +64,10 @@ class LimbProgram:
         else:
             state = inputs[0]
             before = self.schedule.rounds[task.round - 1]
-            shard.accept(before, state, self._received(before, inputs[1:]))
+            count = len(stages_of(before)) * self.schedule.devices
+            received = self._received(before, inputs[1 : 1 + count])
+            addends = self._addends(before, inputs[1 + count :], shard.device)
+            shard.accept(before, state, received, addends)
         return shard.run(current, state)
 
     def _received(self, before: Round, shares: Sequence[Sequence[Array]]) -> list[list[Array]]:
@@ -74,6 +79,22 @@ class LimbProgram:
             parts = {stage: iter(shares[k * devices + device]) for k, stage in enumerate(stages)}
             out.append([next(parts[g.stage]) for g in before.gathers])
         return out
+
+    def _addends(
+        self, before: Round, shares: Sequence[Sequence[Array]], device: int
+    ) -> list[list[Array]]:
+        """Return what every other sender sent, in the order of the reductions."""
+        keys = senders_to(before, device)
+        parts = {key: iter(share) for key, share in zip(keys, shares, strict=True)}
+        return [
+            [next(parts[r.stage, d]) for d in sorted(r.senders - {device})]
+            for r in before.reductions
+        ]
+
+
+def senders_to(round_: Round, device: int) -> list[tuple[int, int]]:
+    """Return the stages for which a round sends addends to a device, and from where."""
+    return sorted({(r.stage, d) for r in round_.reductions for d in r.senders - {device}})
 
 
 def stages_of(round_: Round) -> list[int]:
@@ -136,19 +157,22 @@ class _Tasks:
                 last[d].append(self.emit("input", stage, (), d, **more))
         alive = set(self.known.inputs.values())
         shares: list[int] = []
+        addends: list[list[int]] = [[] for _ in devices]
         for number, current in enumerate(s.rounds):
             stage = current.steps[0].instruction.stage if current.steps else 0
             alive |= {g for step in current.steps for g in step.gathered if g is not None}
             alive |= {
                 step.instruction.out for step in current.steps if step.instruction.out is not None
             }
+            if number:
+                alive |= {r.buffer for r in s.rounds[number - 1].reductions}
             alive -= set(current.dropped)
             for d in devices:
                 work = sum(seconds(s, step, d) for step in current.steps)
-                held = sum(self.bytes(b, len(s.held(b, d))) for b in alive)
+                held = sum(s.nbytes(b, d) for b in alive)
                 more = {"seconds": work, "round": number, "payload": held}
                 results = nodes if number == 0 else ()
-                sources = [*last[d], *shares]
+                sources = [*last[d], *shares, *addends[d]]
                 last[d] = [self.emit("round", stage, sources, d, results=results, **more)]
             shares = []
             for stage in stages_of(current):
@@ -156,6 +180,16 @@ class _Tasks:
                     sent = [s.sent(g, d) for g in current.gathers if g.stage == stage]
                     more = {"round": number, "payload": sum(sent)}
                     shares.append(self.emit("share", stage, last[d], d, **more))
+            addends = [[] for _ in devices]
+            for to in devices:
+                for stage, d in senders_to(current, to):
+                    sizes = [
+                        s.sent_to(r, to)
+                        for r in current.reductions
+                        if r.stage == stage and d in r.senders
+                    ]
+                    more = {"round": number, "payload": sum(sizes), "to": to}
+                    addends[to].append(self.emit("share", stage, last[d], d, **more))
         outputs: dict[str, tuple[int, ...]] = {}
         for name, node in self.program.outputs.items():
             view = self.known.outputs[node]

@@ -11,6 +11,7 @@ import numpy as np
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.limbs.late import LateDivision
 from aegis_dask.placement.limbs.trace import (
     Buffer,
     Instruction,
@@ -77,6 +78,7 @@ def record(
     keys: RequiredKeys,
     inputs: Mapping[str, CipherArray],
     store: Store,
+    late: bool = False,
 ) -> Recording:
     """Write down what the encrypted interpreter does.
 
@@ -90,6 +92,8 @@ def record(
         Of these levels and scales; their residues are not looked at.
     store
         Weights by name, which become constants.
+    late
+        Divide sums of rotations once (`placement.limbs.late`).
 
     Raises
     ------
@@ -113,7 +117,7 @@ def record(
     with using(cast("Ring", recorder)):
         evaluator = Evaluator(params)
         evaluator.keys = _Keys(params, keys)  # type: ignore[assignment]
-        interpreter: Any = Encrypted(evaluator)
+        interpreter: Any = LateDivision(evaluator) if late else Encrypted(evaluator)
         for stage in program.stages:
             recorder.stage = stage.index
             if not all(isinstance(program.nodes[i].op, Input) for i in stage.nodes):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from aegis_dask.ckks.evaluator import Evaluator
-from aegis_dask.placement.limbs.rounds import Round, Schedule, Step
+from aegis_dask.placement.limbs.rounds import LINEAR, Round, Schedule, Step
 from aegis_dask.placement.limbs.trace import KeyPart, PerLimb, Primes, View
 from aegis_dask.ring.backend import Array, Ring
 from aegis_dask.ring.conversion import DigitRaise
@@ -76,8 +77,24 @@ class Shard:
             state.pop(buffer, None)
         return state
 
-    def accept(self, round_: Round, state: State, received: Sequence[Sequence[Array]]) -> None:
-        """Put together what all devices sent at the end of a round (`outgoing`), in order."""
+    def accept(
+        self,
+        round_: Round,
+        state: State,
+        received: Sequence[Sequence[Array]],
+        addends: Sequence[Sequence[Array]] = (),
+    ) -> None:
+        """Put together what all devices sent at the end of a round (`outgoing`), in order.
+
+        Parameters
+        ----------
+        round_, state
+            The round, and the buffers after it, which are changed.
+        received
+            Of every device, what it sent for the gathers.
+        addends
+            For every reduction, what each of the other senders sent.
+        """
         for i, gather in enumerate(round_.gathers):
             parts = [sent[i] for sent in received]
             first = parts[0]
@@ -88,6 +105,22 @@ class Shard:
                 for row, prime in enumerate(own):
                     whole[..., gather.limbs.index(prime), :] = part[..., row, :]
             state[gather.buffer] = whole
+        self.state = state
+        for reduction, others in zip(round_.reductions, addends, strict=True):
+            own = self.schedule.owned(reduction.limbs, self.device)
+            total = self.rows(reduction.view, own)
+            for part in others if own else ():
+                total = self.ring.add(total, part, own)
+            state[reduction.buffer] = total
+
+    def outgoing_to(self, round_: Round, state: State, stage: int, device: int) -> list[Array]:
+        """Return copies of the addends for a device at the end of a round (see `outgoing`)."""
+        self.state = state
+        return [
+            self.rows(r.view, self.schedule.owned(r.limbs, device))
+            for r in round_.reductions
+            if r.stage == stage and self.device in r.senders
+        ]
 
     def outgoing(self, round_: Round, state: State, stage: int) -> list[Array]:
         """Return copies of the limbs that this device sends at the end of a round.
@@ -154,6 +187,9 @@ class Shard:
         if special is not None:
             special(step)
             return
+        if instruction.name in LINEAR and instruction.out is not None:
+            self._linear(step)
+            return
         primes = next((a.indices for a in instruction.arguments if isinstance(a, Primes)), None)
         operands = [self._operand(a, primes) for a in instruction.arguments]
         if instruction.target is not None:
@@ -165,10 +201,30 @@ class Shard:
         if held:
             self.state[out] = getattr(self.ring, instruction.name)(*operands)
 
+    def _linear(self, step: Step) -> None:
+        """Run an operation on all limbs that this device has: also on addends, and copies."""
+        instruction = step.instruction
+        out, held = self._begin(step)
+        if not held:
+            return
+
+        def operand(x: Any) -> Any:
+            if isinstance(x, Primes):
+                return held
+            if isinstance(x, View):
+                there, primes = self._view(x)
+                return there if primes == held else self.rows(x, held)
+            return x
+
+        operands = [operand(a) for a in instruction.arguments]
+        self.state[out] = getattr(self.ring, instruction.name)(*operands)
+
     def _shape(self, buffer: int) -> tuple[int, ...]:
         b = self.schedule.buffers[buffer]
         shape = list(b.shape)
         shape[b.axis] = len(self._held(buffer))
+        if (of := self.schedule.raised.get(buffer)) is not None:
+            shape[1] = of.count(self.device)
         return tuple(shape)
 
     def _begin(self, step: Step) -> tuple[int, list[int]]:
@@ -207,6 +263,12 @@ class Shard:
         out, held = self._begin(step)
         if not held:
             return
+        if out in self.schedule.raised:
+            own = _digits(constants, self.schedule.digits(constants, self.device))
+            self.state[out] = self.ring.raise_digits(
+                self.rows(view, [int(i) for i in own.sources]), own
+            )
+            return
         x = self._whole(view, step.gathered[0], constants.sources)
         self.state[out] = self.ring.raise_digits(x, _raised(constants, held))
 
@@ -214,6 +276,9 @@ class Shard:
         view, digits, constants, part, transform = step.instruction.arguments
         out, held = self._begin(step)
         if not held:
+            return
+        if out in self.schedule.addends:
+            self.state[out] = self._addends(view, digits, constants, self.key(part), transform)
             return
         own = _raised(constants, held)
         window = set(int(i) for i in constants.sources)
@@ -223,6 +288,23 @@ class Shard:
         rows = np.ascontiguousarray(key.rows[:, columns])
         raised = self._view(digits)[0]
         self.state[out] = self.ring.inner_product(x, raised, own, key.b, key.a, transform, rows)
+
+    def _addends(
+        self, view: View, digits: View, constants: DigitRaise, key: Key, transform: bool
+    ) -> Array:
+        """Return the products of this device's own digits with a key, all limbs of them."""
+        numbers = self.schedule.digits(constants, self.device)
+        raised = self._view(digits)[0]
+        if not numbers:
+            return self.ring.zeros((len(raised), 2, len(constants.limbs), raised.shape[-1]))
+        own = _digits(constants, numbers)
+        # The rows of other digits are not looked at.
+        x = self.ring.zeros((len(raised), len(constants.sources), raised.shape[-1]))
+        given = self.rows(view, [int(i) for i in own.sources])
+        for row, prime in enumerate(own.sources):
+            x[:, int(np.searchsorted(constants.sources, prime))] = given[:, row]
+        rows = np.ascontiguousarray(key.rows[numbers])
+        return self.ring.inner_product(x, raised, own, key.b, key.a, transform, rows)
 
     def _mod_down(self, step: Step) -> None:
         view, constants, addend, element = step.instruction.arguments
@@ -275,6 +357,21 @@ def _axis_after(items: Sequence[Any], axis: int) -> int:
         made += isinstance(item, slice)
         source += 1
     raise AssertionError(f"axis {axis} is not among {items}")
+
+
+def _digits(constants: DigitRaise, numbers: Sequence[int]) -> DigitRaise:
+    """Return the constants that raise some digits only, to all limbs."""
+    conversions = tuple(constants.conversions[k] for k in numbers)
+    sources = np.concatenate([np.zeros(0, np.int64), *(c.sources for c in conversions)])
+    kept = np.searchsorted(constants.sources, sources)
+    position = {k: i for i, k in enumerate(numbers)}
+    return replace(
+        constants,
+        digit_of=np.array([position.get(int(d), -1) for d in constants.digit_of], np.int64),
+        factors=(constants.factors[0][kept], constants.factors[1][kept]),
+        conversions=conversions,
+        sources=sources,
+    )
 
 
 def _raised(constants: DigitRaise, held: Sequence[int]) -> DigitRaise:

@@ -27,12 +27,24 @@ def seconds(schedule: Schedule, step: Step, device: int) -> float:
         return each * len(held) * transform
     if instruction.name == "raise_digits":
         constants, batch = instruction.arguments[1], made.shape[0]
+        if written in schedule.raised:
+            mine = [constants.conversions[k] for k in schedule.digits(constants, device)]
+            products = sum(len(c.sources) * len(c.targets) for c in mine)
+            return float(batch * (sum(len(c.sources) for c in mine) * transform + products * mac))
         kept = constants.restricted(set(held))
         products = sum(len(c.sources) * len(c.targets) for c in kept.conversions)
         return float(batch * (len(constants.sources) * transform + products * mac))
     if instruction.name == "inner_product":
         constants, batch = instruction.arguments[2], made.shape[0]
         digits = len(constants.conversions)
+        if written in schedule.addends:
+            numbers = schedule.digits(constants, device)
+            digits = len(numbers)
+            transforms = digits * len(held) - sum(
+                len(constants.conversions[k].sources) for k in numbers
+            )
+            transforms = transforms if instruction.arguments[4] else 0
+            return batch * (transforms * transform + 2 * digits * len(held) * mac)
         own = sum(1 for p in held if p < len(schedule.chain.primes))
         transforms = (digits * len(held) - own) if instruction.arguments[4] else 0
         return batch * (transforms * transform + 2 * digits * len(held) * mac)
