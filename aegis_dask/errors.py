@@ -77,3 +77,7 @@ class RangeError(AegisError, ValueError):
 
 class ClusterError(AegisError):
     """The cluster cannot run a program: unreachable, workers missing, a task or a worker failed."""
+
+
+class SecurityError(ClusterError):
+    """A connection would not be safe: certificates missing, expired or foreign, no encryption."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from aegis_dask import __version__
-from aegis_dask.cli import calibrate, plan, run, service, showcase
+from aegis_dask.cli import calibrate, certs, plan, run, service, showcase
 from aegis_dask.cli.command import command
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def _options(
 
 
 _TRY, _LOCAL, _REMOTE = "Try it", "Client and server in one", "Client and server apart"
+_OPERATE = "Operate"
 
 for body, panel in (
     (showcase.demo, _TRY),
@@ -62,3 +63,10 @@ for body, panel in (
     (service.decrypt, _REMOTE),
 ):
     app.command(rich_help_panel=panel)(command(body))
+
+_certs = typer.Typer(
+    help="Certificates: an authority of your own for a cluster.", no_args_is_help=True
+)
+app.add_typer(_certs, name="certs", rich_help_panel=_OPERATE)
+_certs.command()(command(certs.make))
+_certs.command()(command(certs.show))

@@ -10,8 +10,9 @@ import typer
 from aegis_dask.cli import options as o
 from aegis_dask.cli.command import CHECK_FAILED
 from aegis_dask.cli.setup import (
+    ClusterOptions,
     JobOptions,
-    check_scheduler,
+    check_cluster,
     check_writable,
     cluster,
     open_source,
@@ -35,6 +36,8 @@ def run(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,
     interpreter: Annotated[
         o.InterpreterName, typer.Option(help="Encrypt, or run the same circuit in plain.")
@@ -54,7 +57,8 @@ def run(
     check_writable(report, output)
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
-    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    outcome = _run(job_options, text, where, interpreter, terminal)
     values = describe_outcome(outcome)
     values |= _write(outcome, report, output, terminal)
     show_run(terminal, outcome)
@@ -70,6 +74,8 @@ def verify(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,
     insecure: o.Insecure = False,
     scale_bits: o.ScaleBits = 40,
@@ -89,7 +95,8 @@ def verify(
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     interpreter = o.InterpreterName.ENCRYPTED
-    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    outcome = _run(job_options, text, where, interpreter, terminal)
     prepared = outcome.prepared
     comparisons = {"encrypted and simulated": outcome.circuit_precision}
     if prepared.reference is not None:
@@ -119,9 +126,7 @@ def verify(
 def _run(
     options: JobOptions,
     text: str,
-    scheduler: str | None,
-    workers: int | None,
-    cluster_kind: o.ClusterKind,
+    where: ClusterOptions,
     interpreter: o.InterpreterName,
     terminal: Terminal,
 ) -> Outcome:
@@ -130,8 +135,7 @@ def _run(
     encrypted = interpreter == o.InterpreterName.ENCRYPTED
     source = open_source(options)
     ids = source.tokenize(text)
-    cuda = cluster_kind == o.ClusterKind.CUDA
-    check_scheduler(scheduler, workers, cuda)
+    check_cluster(where)
     prepared = prepare(options, source, ids, terminal, encrypted=encrypted)
     job = prepared.job
     terminal.say(
@@ -140,7 +144,7 @@ def _run(
     )
     if job.params is not None:
         terminal.say(repr(job.params))
-    with cluster(scheduler, workers, terminal, cuda) as executor:
+    with cluster(where, terminal) as executor:
         if encrypted:
             return run_encrypted(prepared, executor, terminal)
         return run_simulated(prepared, executor, terminal)
