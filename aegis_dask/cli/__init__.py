@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from aegis_dask import __version__
-from aegis_dask.cli import calibrate, certs, plan, run, service, showcase
+from aegis_dask.cli import calibrate, certs, cluster, plan, run, service, showcase
 from aegis_dask.cli.command import command
 
 app = typer.Typer(
@@ -70,3 +70,13 @@ _certs = typer.Typer(
 app.add_typer(_certs, name="certs", rich_help_panel=_OPERATE)
 _certs.command()(command(certs.make))
 _certs.command()(command(certs.show))
+
+_cluster = typer.Typer(
+    help="A scheduler and workers that stay, here or on hosts that ssh reaches.",
+    no_args_is_help=True,
+)
+app.add_typer(_cluster, name="cluster", rich_help_panel=_OPERATE)
+_cluster.command()(command(cluster.up))
+_cluster.command()(command(cluster.scale))
+_cluster.command()(command(cluster.status))
+_cluster.command()(command(cluster.down))

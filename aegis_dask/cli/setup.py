@@ -51,14 +51,20 @@ class ClusterOptions:
 
     def open(self) -> Executor:
         """Connect to the scheduler, or start workers."""
+        from aegis_dask.runtime import standing
         from aegis_dask.runtime.security import load_security
         from aegis_dask.service import local
 
+        address = self.scheduler
+        security = None if self.tls is None else load_security(self.tls)
+        if address is not None and address.startswith("@"):
+            address, own = standing.find(address[1:])
+            security = security or own
         return local.open_executor(
-            self.scheduler,
+            address,
             self.workers,
             cuda=self.cuda,
-            security=None if self.tls is None else load_security(self.tls),
+            security=security,
             insecure_transport=self.insecure_transport,
         )
 

@@ -26,18 +26,13 @@ from aegis_dask.errors import ClusterError
 from aegis_dask.ring.cuda_backend.device import require_cupy
 from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
 from aegis_dask.runtime.security import agree, check_handshake
+from aegis_dask.runtime.settings import CONFIG
 
 PACKAGES = ("dask", "distributed", "numpy")
 """Packages that must be the same everywhere."""
 
 LOCAL_CONFIG = {
-    # It deletes copies of data that we have placed.
-    "distributed.scheduler.active-memory-manager.start": False,
-    # A task whose worker is gone fails, instead of waiting for ever.
-    "distributed.scheduler.no-workers-timeout": "30s",
-    "distributed.scheduler.allowed-failures": 0,
-    # A paused worker waits for memory that no other would free. It is ended at 95 % instead.
-    "distributed.worker.memory.pause": False,
+    **CONFIG,
     # Connections within one machine: whoever does not accept in that time has ended.
     "distributed.comm.timeouts.connect": "10s",
 }
