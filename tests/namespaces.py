@@ -65,11 +65,19 @@ class Hosts:
         self, host: str, *command: str, log: Path, environment: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Start a module of Python on a host."""
+        return self.start_program(
+            host, sys.executable, "-u", "-m", *command, log=log, environment=environment
+        )
+
+    def start_program(
+        self, host: str, *command: str, log: Path, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a program on a host."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
         with log.open("a") as file:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", host, sys.executable, "-u", "-m", *command],
+                ["ip", "netns", "exec", host, *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=log.parent,

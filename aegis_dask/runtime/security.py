@@ -35,7 +35,7 @@ def load_security(directory: str | Path) -> Any:
     SecurityError
         If files are missing, do not fit together, are not private or have expired.
     """
-    directory = Path(directory).expanduser()
+    directory = Path(directory).expanduser().absolute()  # programs elsewhere get the names
     if not directory.is_dir():
         raise SecurityError(
             f"there is no directory {directory} of certificates; 'aegis certs make {directory}' "

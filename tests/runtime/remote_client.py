@@ -29,6 +29,8 @@ from aegis_dask.runtime.security import load_security
 from tests.runtime.programs import SLOTS, SlowFactory, chain, integers, model
 
 WORKERS = 2
+PLAIN = "none"
+"""For CERTIFICATES: connect without."""
 
 
 def encrypted(executor: Executor) -> dict[str, Any]:
@@ -73,9 +75,15 @@ def slow(executor: Executor, log: Path, seconds: float) -> dict[str, Any]:
 def main(address: str, certificates: str, out: str, seconds: str) -> None:
     file = Path(out)
     try:
-        security = load_security(certificates)
-        # The hosts share a file system, which hosts do not.
-        with Executor.connect(address, WORKERS, timeout=60, security=security, ship=True) as e:
+        plain = certificates == PLAIN
+        with Executor.connect(
+            address,
+            WORKERS,
+            timeout=20,
+            security=None if plain else load_security(certificates),
+            ship=True,  # namespaces share a file system, which hosts do not
+            insecure_transport=plain,
+        ) as e:
             if float(seconds):
                 found = slow(e, file.with_suffix(".log"), float(seconds))
             else:

@@ -167,7 +167,9 @@ def test_scaling_in_mid_run(root: Path, tmp_path: Path) -> None:
 def test_what_a_crash_has_left_is_seen_and_cleaned_up(root: Path) -> None:
     state = standing.up("third", Plan(workers=1, threads=1), quiet)
     worker = state.workers[0]
-    os.kill(worker.pid, signal.SIGKILL)  # the keeper; what it kept lives on
+    keeper = psutil.Process(worker.pid)
+    keeper.kill()  # what it kept lives on
+    keeper.wait(10)
     found = standing.status("third")
     assert found["workers"][0]["state"] == "ended"
     # A process that has got the number of another one is not ours.
