@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.claims import Claim, Finding, Options
+from benchmarks.claims import Claim, Finding, Options, operate_cluster
 from benchmarks.claims._processes import passing
 
 
@@ -17,9 +17,8 @@ def claims(options: Options) -> list[Claim]:
     later = {
         "clients": "a service for several clients",
         "fuzzing": "the parsers are fuzzed by property tests only, not ten million times",
-        "partition": "hosts in network namespaces",
         "dashboard": "pages in the scheduler's dashboard",
-        "tls": "certificates, and a locked service port",
+        "pickle": "a service port, to send a malicious pickle to",
     }
     return [
         passing(
@@ -27,5 +26,6 @@ def claims(options: Options) -> list[Claim]:
             *("-m", "slow", "tests/runtime/test_resume.py"),
             slow=True,
         ),
+        *operate_cluster.claims(),
         *(Claim(name, ">= 1", "", partial(_missing, what)) for name, what in later.items()),
     ]
