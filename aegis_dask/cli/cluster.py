@@ -13,7 +13,7 @@ from aegis_dask.cli.command import CHECK_FAILED
 if TYPE_CHECKING:
     from aegis_dask.terminal import Terminal
 
-Name: TypeAlias = Annotated[str, typer.Argument(help="Name of the cluster.", metavar="[NAME]")]
+Name: TypeAlias = Annotated[str, typer.Argument(help="Name of the cluster.")]
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Even if runs are under way, which lose workers by it.")
 ]

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from distributed import Client
 
@@ -34,7 +35,7 @@ from aegis_dask.runtime.certificates import (
 )
 from aegis_dask.runtime.launch import LOCAL, Host
 from aegis_dask.runtime.plugin import running_tasks
-from aegis_dask.runtime.security import load_security
+from aegis_dask.runtime.security import is_loopback, load_security
 
 DEFAULT = "default"
 STATE = "cluster.json"
@@ -376,6 +377,7 @@ def _start_scheduler(state: Standing) -> Standing:
 def _start_workers(state: Standing, count: int, say: Say) -> Standing:
     """Start workers until there are `count`, with the lowest free names."""
     taken = {p.name for p in state.workers}
+    listen = urlsplit(state.address).hostname or ""
     free = (str(i) for i in range(count + len(taken)) if str(i) not in taken)
     for name in [next(free) for _ in range(count - len(taken))]:
         host = state.hosts[int(name) % len(state.hosts)]
@@ -386,8 +388,8 @@ def _start_workers(state: Standing, count: int, say: Say) -> Standing:
             *("--dashboard-address", "127.0.0.1:0", "--local-directory", "scratch"),
             *("--death-timeout", str(DEATH_SECONDS), "--preload", PRELOAD),
         ]
-        if all(h.name == LOCAL for h in state.hosts) and "127.0.0.1" in state.address:
-            options += ["--host", "127.0.0.1"]
+        if is_loopback(listen):
+            options += ["--host", _bracketed(listen)]
         environment = {}
         if state.gpus:
             number = int(name) // len(state.hosts) % state.gpus

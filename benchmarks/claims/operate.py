@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.claims import Claim, Finding, Options, operate_cluster
+from benchmarks.claims import Claim, Finding, Options, _operate_cluster
 from benchmarks.claims._processes import passing
 
 
@@ -26,6 +26,6 @@ def claims(options: Options) -> list[Claim]:
             *("-m", "slow", "tests/runtime/test_resume.py"),
             slow=True,
         ),
-        *operate_cluster.claims(),
+        *_operate_cluster.claims(),
         *(Claim(name, ">= 1", "", partial(_missing, what)) for name, what in later.items()),
     ]

@@ -184,6 +184,44 @@ def test_what_a_crash_has_left_is_seen_and_cleaned_up(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_worker_that_hangs_is_noticed_within_a_minute_and_replaced(
+    root: Path, tmp_path: Path
+) -> None:
+    """It keeps its connections, and says nothing."""
+    standing.up("frozen", Plan(workers=2, threads=1), quiet)
+    address, security = standing.find("frozen")
+    with Executor.connect(address, security=security) as executor:
+        pid = executor.client.run(os.getpid)[executor.addresses[1]]
+        result = slow_run(executor, tmp_path / "log", lambda: os.kill(pid, signal.SIGSTOP))
+        assert result.resumed == 1
+        assert pid not in executor.client.run(os.getpid).values()
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_workers_are_dealt_to_hosts_and_gpus(
+    gpus: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, str, dict[str, str]]] = []
+
+    def call(self: launch.Host, action: str, **request: Any) -> Any:
+        assert action == "start"
+        started.append((self.name, request["name"], request["environment"]))
+        return {"pid": 1, "started": 0.0, "log": "log"}
+
+    monkeypatch.setattr(launch.Host, "call", call)
+    hosts = (launch.Host("a"), launch.Host("b"))
+    threads = {"a": 4, "b": 8}
+    state = standing.Standing("x", "tls://127.0.0.1:1", "tls", hosts, threads, "1.0", gpus)
+    (root / "x").mkdir(parents=True)
+    standing._start_workers(state, 6, quiet)
+    assert [s[:2] for s in started] == [("ab"[i % 2], f"worker-{i}") for i in range(6)]
+    devices = [s[2].get("CUDA_VISIBLE_DEVICES") for s in started]
+    assert devices == (["0", "0", "1", "1", "0", "0"] if gpus else [None] * 6)
+    (root / "x" / standing.STATE).unlink()
+
+
+@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_scheduler_come_back(root: Path) -> None:
     standing.up("fourth", Plan(workers=1, threads=1), quiet)
     address, security = standing.find("fourth")
