@@ -29,7 +29,7 @@ from aegis_dask.errors import AegisError, ClusterError
 
 STATE_VARIABLE = "AEGIS_STATE_DIR"
 MARK = "AEGIS_CLUSTER"
-"""Variable in the environment of everything that a cluster starts: its directory there."""
+"""Variable in the environment of all that a cluster starts: its directory, a colon, a name."""
 LOCAL = "local"
 """Name of the host on which a command runs."""
 SSH = "ssh"
@@ -138,7 +138,7 @@ def start(
 ) -> dict[str, Any]:
     """Start a module of Python under a keeper; return what `is_running` wants, and the log."""
     directory = directory_of(cluster, host)
-    log = directory / f"{name}.log"
+    log = directory / f"{f'worker-{name}' if name.isdigit() else name}.log"
     with _own_words(directory):
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "ab") as file:
@@ -151,7 +151,7 @@ def start(
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
-                env={**os.environ, **environment, MARK: str(directory)},
+                env={**os.environ, **environment, MARK: f"{directory}:{name}"},
                 start_new_session=True,  # it outlives the command and its terminal
             )
     started = psutil.Process(process.pid).create_time()
@@ -189,13 +189,16 @@ def running(processes: list[dict[str, Any]]) -> list[bool]:
     return [is_running(int(p["pid"]), float(p["started"])) for p in processes]
 
 
-def kill_leftovers(cluster: str, host: str) -> int:
-    """Kill what a cluster has started on the host and has lost its keeper; return how many."""
-    directory = str(directory_of(cluster, host))
+def kill_leftovers(cluster: str, host: str, name: str) -> int:
+    """Kill what is there of a process that has lost its keeper, or of all; return how many."""
+    mark = f"{directory_of(cluster, host)}:{name}"
     count = 0
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.uids().real == os.getuid() and process.environ().get(MARK) == directory:
+            if process.uids().real != os.getuid():
+                continue
+            found = process.environ().get(MARK, "")
+            if found == mark or (not name and found.startswith(mark)):
                 process.kill()
                 count += 1
     return count

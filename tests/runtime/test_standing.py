@@ -21,7 +21,7 @@ from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.runtime import launch, standing
 from aegis_dask.runtime.executor import Executor
-from aegis_dask.runtime.standing import Plan
+from aegis_dask.runtime.standing import Plan, commands
 from tests.runtime.programs import SLOTS, SlowFactory, chain
 from tests.service.conftest import json_of, refused
 
@@ -69,6 +69,7 @@ def listening(process: psutil.Process) -> set[str]:
     return {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
 
 
+@pytest.mark.slow
 def test_a_cluster_from_its_start_to_its_end(root: Path) -> None:
     made = json_of("cluster", "up", "first", "--workers", 2, "--threads", 1)
     assert made["address"].startswith("tls://127.0.0.1:")
@@ -172,6 +173,9 @@ def test_what_a_crash_has_left_is_seen_and_cleaned_up(root: Path) -> None:
     keeper.wait(10)
     found = standing.status("third")
     assert found["workers"][0]["state"] == "ended"
+    state = standing.scale("third", 1, False, quiet)  # of the same name, in its place
+    worker = state.workers[0]
+    assert standing.status("third")["workers"][0]["state"] == "running"
     # A process that has got the number of another one is not ours.
     file = root / "third" / standing.STATE
     data = json.loads(file.read_text())
@@ -214,8 +218,8 @@ def test_workers_are_dealt_to_hosts_and_gpus(
     threads = {"a": 4, "b": 8}
     state = standing.Standing("x", "tls://127.0.0.1:1", "tls", hosts, threads, "1.0", gpus)
     (root / "x").mkdir(parents=True)
-    standing._start_workers(state, 6, quiet)
-    assert [s[:2] for s in started] == [("ab"[i % 2], f"worker-{i}") for i in range(6)]
+    commands._start_workers(state, 6, quiet)
+    assert [s[:2] for s in started] == [("ab"[i % 2], f"{i}") for i in range(6)]
     devices = [s[2].get("CUDA_VISIBLE_DEVICES") for s in started]
     assert devices == (["0", "0", "1", "1", "0", "0"] if gpus else [None] * 6)
     (root / "x" / standing.STATE).unlink()
@@ -279,6 +283,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(root: Path, tmp_path: 
     assert "there is no cluster 'x' (known: none)" in refused("cluster", "status", "x")
     assert "there is no cluster 'x'" in refused("cluster", "scale", 2, "x")
     assert "lacks ca.pem" in refused("cluster", "up", "--tls", tmp_path)
+    assert "cannot be reached at '0.0.0.0'" in refused("cluster", "up", "--listen", "0.0.0.0")
     assert "cannot listen at 192.0.2.1" in refused("cluster", "up", "--listen", "192.0.2.1")
     message = refused("cluster", "up", "--host", "no-such-host.invalid")
     assert "--listen" in message

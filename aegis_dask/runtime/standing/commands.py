@@ -1,31 +1,24 @@
-"""Standing clusters: a scheduler and workers that outlive the command that has started them.
+"""Standing clusters: started, scaled, stopped.
 
-Each is a ``dask scheduler`` or a ``dask worker`` with our preload and TLS, under a keeper. What is
-known of them is one JSON file per cluster in the user's state folder, replaced as a whole after
-every process that is started, so that an interrupted or crashed command can be cleaned up after.
+Each process is a ``dask scheduler`` or a ``dask worker`` with our preload and TLS, under a keeper.
+The record is saved after every process that is started, so that an interrupted or crashed command
+can be cleaned up after.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from distributed import Client
 
-from aegis_dask._version import __version__
 from aegis_dask.errors import ClusterError, ParameterError
 from aegis_dask.runtime import cluster as clusters
-from aegis_dask.runtime import launch
 from aegis_dask.runtime.certificates import (
     CA,
     CLUSTER,
@@ -35,12 +28,22 @@ from aegis_dask.runtime.certificates import (
 )
 from aegis_dask.runtime.launch import LOCAL, Host
 from aegis_dask.runtime.plugin import running_tasks
-from aegis_dask.runtime.security import is_loopback, load_security
+from aegis_dask.runtime.security import is_loopback
+from aegis_dask.runtime.standing.record import (
+    SCHEDULER,
+    STATE,
+    Process,
+    Standing,
+    client_of,
+    directory_of,
+    handle_of,
+    load,
+    locked,
+    running_of,
+    save,
+)
 
-DEFAULT = "default"
-STATE = "cluster.json"
 TLS = "tls"
-SCHEDULER = "scheduler"
 PRELOAD = "aegis_dask.runtime.preload"
 TLS_OPTIONS = ("--tls-ca-file", CA, "--tls-cert", f"{CLUSTER}.pem", "--tls-key", f"{CLUSTER}.key")
 """The certificates are in the working directory of the processes."""
@@ -49,77 +52,8 @@ JOIN_SECONDS = 90.0
 STOP_SECONDS = 25.0
 DEATH_SECONDS = 60
 """How long a worker looks for its scheduler before it ends, to be started again by its keeper."""
-CLIENT_SECONDS = 10.0
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Process:
-    """A keeper and what it keeps.
-
-    Attributes
-    ----------
-    name
-        ``"scheduler"``, or the name of the worker: 0, 1, ...
-    host
-        Name of the `launch.Host`.
-    pid, started
-        Of the keeper: its number, and when it was started, in seconds.
-    log
-        File on that host.
-    """
-
-    name: str
-    host: str
-    pid: int
-    started: float
-    log: str
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What is known of a standing cluster.
-
-    Attributes
-    ----------
-    name
-        Of the cluster.
-    address
-        Of the scheduler.
-    tls
-        Directory of the certificates.
-    hosts
-        Where workers are, in the order in which they are dealt.
-    threads
-        Kernel threads of each worker, by host.
-    memory_limit
-        Of each worker, as Dask takes it.
-    gpus
-        Number of GPUs per host that workers are dealt to; 0 for workers on CPUs.
-    processes
-        The scheduler, then the workers.
-    """
-
-    name: str
-    address: str
-    tls: str
-    hosts: tuple[Host, ...]
-    threads: dict[str, int]
-    memory_limit: str
-    gpus: int = 0
-    processes: tuple[Process, ...] = ()
-
-    @property
-    def workers(self) -> tuple[Process, ...]:
-        """The workers' processes."""
-        return tuple(p for p in self.processes if p.name != SCHEDULER)
-
-    def host(self, name: str) -> Host:
-        """Return the host of that name."""
-        return next((h for h in self.hosts if h.name == name), Host())
 
 
 @dataclass
@@ -168,13 +102,16 @@ def up(name: str, plan: Plan, say: Say) -> Standing:
     hosts = tuple(plan.hosts) or (Host(),)
     if len({h.name for h in hosts}) < len(hosts):
         raise ParameterError("a host is given twice; --workers says how many workers there are")
-    count = plan.workers if plan.workers is not None else max(2, len(hosts))
-    if plan.workers is None and plan.hosts:
-        count = len(hosts)
+    count = plan.workers if plan.workers is not None else len(plan.hosts) or 2
     remote = [h for h in hosts if h.name != LOCAL]
     listen = plan.listen or (_address_towards(remote[0]) if remote else "127.0.0.1")
-    directory = _directory(name)
-    with _locked(name):
+    if listen in ("0.0.0.0", "::", ""):
+        raise ParameterError(
+            f"the scheduler cannot be reached at {listen!r}; give one address of this machine "
+            "(--listen)"
+        )
+    directory = directory_of(name)
+    with locked(name):
         if (directory / STATE).exists():
             raise ClusterError(
                 f"there is a cluster {name!r} already; 'aegis cluster status {name}' shows it, "
@@ -190,10 +127,10 @@ def up(name: str, plan: Plan, say: Say) -> Standing:
             plan.gpus,
         )
         if plan.tls is None:
-            make_certificates(directory / TLS, [listen, socket.gethostname()])
+            make_certificates(directory / TLS, [listen])
         for role in ROLES:
             check_certificates(Path(state.tls), role)
-        _save(state)
+        save(state)
         try:
             state = _prepare(state, count, plan.threads)
             say(f"Starting the scheduler at {state.address}")
@@ -203,7 +140,7 @@ def up(name: str, plan: Plan, say: Say) -> Standing:
         except BaseException:
             say("Stopping what was started")
             try:
-                _end(_load(name))
+                _end(load(name))
             except ClusterError as e:
                 say(f"warning: {e}; 'aegis cluster down {name}' tries again")
             raise
@@ -223,13 +160,17 @@ def scale(name: str, count: int, force: bool, say: Say) -> Standing:
     """
     if count < 0:
         raise ParameterError(f"{count} workers were asked for; give 0 or more")
-    with _locked(name):
-        state = _load(name)
-        with _client(state) as client:
-            there = _running(state)
+    with locked(name):
+        state = load(name)
+        with client_of(state) as client:
+            there = running_of(state)
             gone = [p for p in state.workers if not there[p.name]]
             if gone:
-                say(f"{_workers(gone)} ended by themselves, or were killed")
+                say(f"Gone by themselves, or killed: {_workers(gone)}")
+                for process in gone:  # what has lost its keeper has its name still
+                    state.host(process.host).call(
+                        "kill_leftovers", cluster=name, host=process.host, name=process.name
+                    )
                 state = _without(state, gone)
             excess = len(state.workers) - count
             if excess > 0:
@@ -237,68 +178,6 @@ def scale(name: str, count: int, force: bool, say: Say) -> Standing:
         state = _start_workers(state, count, say)
         _wait(state)
     return state
-
-
-def status(name: str) -> dict[str, Any]:
-    """Return what there is: processes, workers, runs; as for JSON."""
-    state = _load(name)
-    running: dict[str, bool] = {}
-    unreachable: list[str] = []
-    for host in {p.host for p in state.processes}:
-        try:
-            running |= _running(state, host)
-        except ClusterError as e:
-            unreachable.append(str(e))
-    processes = [{**asdict(p), "running": running.get(p.name)} for p in state.processes]
-    out: dict[str, Any] = {
-        "name": name,
-        "address": state.address,
-        "tls": state.tls,
-        "scheduler": next((p for p in processes if p["name"] == SCHEDULER), None),
-        "answers": False,
-        "errors": unreachable,
-        "dashboard": "",
-        "versions": {},
-        "runs": [],
-        "workers": [],
-    }
-    found: dict[str, dict[str, Any]] = {}
-    tasks: dict[str, dict[str, int]] = {}
-    try:
-        with _client(state) as client:
-            identity = client.sync(client.scheduler.identity, n_workers=-1)
-            found = {str(w["name"]): {"address": a, **w} for a, w in identity["workers"].items()}
-            tasks = client.run(running_tasks, on_error="ignore")
-            versions = client.get_versions(packages=list(clusters.PACKAGES))["scheduler"]
-            port = identity["services"].get("dashboard")
-            out["dashboard"] = f"http://127.0.0.1:{port}/status" if port else ""
-            python = ".".join(dict(versions["host"])["python"].split(".")[:3])
-            packages = {p: versions["packages"][p] for p in clusters.PACKAGES}
-            out["versions"] = {"python": python, **packages, "aegis_dask": __version__}
-            out["answers"] = True
-    except ClusterError as e:
-        out["errors"].append(str(e))
-    out["runs"] = sorted({run for of_worker in tasks.values() for run in of_worker})
-    known = {p["name"]: p for p in processes if p["name"] != SCHEDULER}
-    for worker in sorted({*known, *found}, key=lambda n: (not n.isdigit(), n.zfill(9))):
-        process, info = known.get(worker, {}), found.get(worker, {})
-        metrics = info.get("metrics", {})
-        out["workers"].append(
-            {
-                "name": worker,
-                "host": process.get("host", info.get("host", "")),
-                "address": info.get("address", ""),
-                "state": "ended" if process.get("running") is False else info.get("status", "away"),
-                "memory": metrics.get("memory", 0),
-                "memory_limit": info.get("memory_limit", 0),
-                "cpu": metrics.get("cpu", 0.0),
-                "threads": info.get("nthreads", 0),
-                "tasks": sum(tasks.get(info.get("address", ""), {}).values()),
-                "pid": process.get("pid"),
-                "log": process.get("log", ""),
-            }
-        )
-    return out
 
 
 def down(name: str, force: bool, say: Say) -> int:
@@ -310,10 +189,10 @@ def down(name: str, force: bool, say: Say) -> int:
         If there is none of that name; if it has runs and `force` is not given; or if a host cannot
         be reached: then what is known is kept, for another try.
     """
-    with _locked(name):
-        state = _load(name)
+    with locked(name):
+        state = load(name)
         runs: set[str] = set()
-        with suppress(ClusterError), _client(state) as client:
+        with suppress(ClusterError), client_of(state) as client:
             of_workers = client.run(running_tasks, on_error="ignore")
             runs = {run for tasks in of_workers.values() for run in tasks}
         if runs and not force:
@@ -323,24 +202,6 @@ def down(name: str, force: bool, say: Say) -> int:
             )
         say(f"Stopping cluster {name!r}")
         return _end(state)
-
-
-def names() -> list[str]:
-    """Return the clusters that are known."""
-    root = launch.state_root()
-    return sorted(p.parent.name for p in root.glob(f"*/{STATE}")) if root.is_dir() else []
-
-
-def find(name: str) -> tuple[str, Any]:
-    """Return address and TLS settings of a standing cluster.
-
-    Raises
-    ------
-    ClusterError
-        If there is none of that name.
-    """
-    state = _load(name or DEFAULT)
-    return state.address, load_security(state.tls)
 
 
 # -- starting --------------------------------------------------------------------------------
@@ -354,7 +215,7 @@ def _prepare(state: Standing, count: int, threads: int | None) -> Standing:
         here = len(range(i, count, len(state.hosts)))
         each = threads or max(1, cores // max(1, here))
         state = replace(state, threads={**state.threads, host.name: each})
-        _save(state)
+        save(state)
     if LOCAL not in state.threads:  # the scheduler's directory
         Host().call("prepare", cluster=state.name, host=LOCAL, files=files)
     return state
@@ -405,12 +266,12 @@ def _start(
         "start",
         cluster=state.name,
         host=host.name,
-        name="scheduler" if name == SCHEDULER else f"worker-{name}",
+        name=name,
         arguments=[*arguments, *TLS_OPTIONS],
         environment=environment,
     )
     state = replace(state, processes=(*state.processes, Process(name, host.name, **started)))
-    _save(state)
+    save(state)
     return state
 
 
@@ -424,7 +285,7 @@ def _wait(state: Standing) -> None:
     """
     deadline = time.monotonic() + JOIN_SECONDS
     while True:
-        there, running = _present(state), _running(state)
+        there, running = _present(state), running_of(state)
         missing = [p for p in state.processes if p.name not in there]
         if not missing:
             return
@@ -443,7 +304,7 @@ def _wait(state: Standing) -> None:
 
 def _present(state: Standing) -> set[str]:
     """Return the names of what answers: the scheduler, and workers that have joined."""
-    with suppress(ClusterError), _client(state, 2.0) as client:
+    with suppress(ClusterError), client_of(state, 2.0) as client:
         joined = clusters.workers_of(client).values()
         return {SCHEDULER, *(str(w["name"]) for w in joined)}
     return set()
@@ -483,24 +344,24 @@ def _retire(state: Standing, client: Client, excess: int, force: bool, say: Say)
         client.retire_workers(gone, close_workers=False, remove=False)
     for process in leaving:
         host = state.host(process.host)
-        host.call("stop", processes=[_handle(process)], seconds=STOP_SECONDS)
+        host.call("stop", processes=[handle_of(process)], seconds=STOP_SECONDS)
         state = _without(state, [process])
     return state
 
 
 def _end(state: Standing) -> int:
     """Stop all processes on all hosts and delete all files; forget the cluster last."""
-    directory = _directory(state.name)
+    directory = directory_of(state.name)
     count = 0
     used = [h for h in state.hosts if h.name in state.threads and h.name != LOCAL]
     for host in (*used, Host()):
         mine = [p for p in state.processes if p.host == host.name]
-        workers = [_handle(p) for p in mine if p.name != SCHEDULER]
-        scheduler = [_handle(p) for p in mine if p.name == SCHEDULER]
+        workers = [handle_of(p) for p in mine if p.name != SCHEDULER]
+        scheduler = [handle_of(p) for p in mine if p.name == SCHEDULER]
         # Workers first, also on all other hosts: they take their leave of the scheduler.
         count += host.call("stop", processes=workers, seconds=STOP_SECONDS)
         count += host.call("stop", processes=scheduler, seconds=STOP_SECONDS)
-        count += host.call("kill_leftovers", cluster=state.name, host=host.name)
+        count += host.call("kill_leftovers", cluster=state.name, host=host.name, name="")
         host.call("remove", cluster=state.name, host=host.name)
     if state.tls == str(directory / TLS):
         for file in (directory / TLS).glob("*"):
@@ -516,106 +377,8 @@ def _end(state: Standing) -> int:
 
 def _without(state: Standing, gone: Sequence[Process]) -> Standing:
     state = replace(state, processes=tuple(p for p in state.processes if p not in gone))
-    _save(state)
+    save(state)
     return state
-
-
-# -- what is known ---------------------------------------------------------------------------
-
-
-def _directory(name: str) -> Path:
-    if not _NAME.fullmatch(name):
-        raise ParameterError(
-            f"{name!r} is no name of a cluster; give letters, digits, hyphens and underscores"
-        )
-    return launch.state_root() / name
-
-
-@contextmanager
-def _locked(name: str) -> Iterator[None]:
-    """Let one command at a time change a cluster."""
-    import fcntl
-
-    directory = _directory(name)
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(directory / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
-    except OSError as e:
-        raise ClusterError(
-            f"{directory} cannot be written: {e.strerror or e}; {launch.STATE_VARIABLE} names "
-            "another place"
-        ) from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(
-                f"another command is changing cluster {name!r}; wait for it"
-            ) from None
-        yield
-    finally:
-        os.close(file)
-        if not (directory / STATE).exists():
-            with suppress(OSError):
-                (directory / "lock").unlink()
-                directory.rmdir()
-
-
-def _save(state: Standing) -> None:
-    """Replace the file as a whole."""
-    directory = _directory(state.name)
-    descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=f".{STATE}")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(state), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, directory / STATE)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _load(name: str) -> Standing:
-    file = _directory(name) / STATE
-    try:
-        data = json.loads(file.read_text())
-        data["hosts"] = tuple(Host(**h) for h in data["hosts"])
-        data["processes"] = tuple(Process(**p) for p in data["processes"])
-        return Standing(**data)
-    except FileNotFoundError:
-        known = ", ".join(names()) or "none"
-        raise ClusterError(
-            f"there is no cluster {name!r} (known: {known}); 'aegis cluster up' starts one"
-        ) from None
-    except (OSError, ValueError, TypeError, LookupError) as e:
-        raise ClusterError(
-            f"{file} cannot be read: {e}; end the processes that it names by hand, and remove "
-            f"{file.parent}"
-        ) from None
-
-
-def _running(state: Standing, *hosts: str) -> dict[str, bool]:
-    """Return name -> whether it runs, of the processes on these hosts or on all."""
-    found: dict[str, bool] = {}
-    for host in hosts or {p.host for p in state.processes}:
-        mine = [p for p in state.processes if p.host == host]
-        flags = state.host(host).call("running", processes=[_handle(p) for p in mine])
-        found |= dict(zip((p.name for p in mine), flags, strict=True))
-    return found
-
-
-def _handle(process: Process) -> dict[str, Any]:
-    return {"pid": process.pid, "started": process.started}
-
-
-@contextmanager
-def _client(state: Standing, timeout: float = CLIENT_SECONDS) -> Iterator[Client]:
-    with ExitStack() as stack:
-        try:
-            yield clusters.connect(state.address, timeout, load_security(state.tls), stack)
-        except (OSError, TimeoutError) as e:
-            raise ClusterError(f"the scheduler at {state.address} no longer answers: {e}") from e
 
 
 def _workers(processes: Sequence[Process]) -> str:
