@@ -23,7 +23,7 @@ from aegis_dask.runtime import launch, standing
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.standing import Plan, commands
 from tests.runtime.programs import SLOTS, SlowFactory, chain
-from tests.service.conftest import json_of, refused
+from tests.service.conftest import aegis, json_of, refused
 
 PROGRAM = chain(12)
 ROOT = Path(__file__).parents[2]
@@ -173,6 +173,9 @@ def test_what_a_crash_has_left_is_seen_and_cleaned_up(root: Path) -> None:
     keeper.wait(10)
     found = standing.status("third")
     assert found["workers"][0]["state"] == "ended"
+    shown = aegis("cluster", "status", "third")
+    assert shown.exit_code == 1
+    assert "worker 0: ended; its log: " in shown.stderr
     state = standing.scale("third", 1, False, quiet)  # of the same name, in its place
     worker = state.workers[0]
     assert standing.status("third")["workers"][0]["state"] == "running"
