@@ -13,7 +13,7 @@ from benchmarks.claims._processes import pytest, pytest_command
 
 TESTS = "tests/runtime/test_hosts_apart.py"
 APART = {
-    "tls": (5, "not cut_in_mid_run"),
+    "tls": (6, "not cut_in_mid_run"),
     "partition": (3, "cut_in_mid_run"),
 }
 """Claim -> how many tests there are, and which."""
