@@ -10,6 +10,7 @@ import dask.config
 
 BACKEND = "aegis.backend"
 MACHINE = "aegis.machine"
+TLS = "aegis.tls"
 
 
 def backend() -> str:
@@ -20,3 +21,8 @@ def backend() -> str:
 def machine() -> str:
     """Return for what devices and links runs are planned: a name or file, or "" for no search."""
     return str(dask.config.get(MACHINE, "") or "")
+
+
+def tls() -> str:
+    """Return the directory of certificates with which to reach schedulers, or ""."""
+    return str(dask.config.get(TLS, "") or "")

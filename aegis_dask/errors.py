@@ -79,6 +79,10 @@ class ClusterError(AegisError):
     """The cluster cannot run a program: unreachable, workers missing, a task or a worker failed."""
 
 
+class SecurityError(ClusterError):
+    """A connection would not be safe: certificates missing, expired or foreign, no encryption."""
+
+
 class ServiceError(AegisError):
     """A service refuses, cannot be reached, or has no such thing; or a quota is used up."""
 

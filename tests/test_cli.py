@@ -18,6 +18,10 @@ COMMANDS = (
     *("demo", "bench", "plan", "calibrate", "run", "verify"),
     *("keys", "encrypt", "evaluate", "decrypt"),
 )
+GROUPS = [
+    *(("certs", name) for name in ("make", "show")),
+    *(("cluster", name) for name in ("up", "scale", "status", "down")),
+]
 
 
 def run_bench(monkeypatch: pytest.MonkeyPatch, outcome: Any, *arguments: str) -> tuple[Any, dict]:
@@ -75,9 +79,9 @@ def test_a_bad_option_is_refused_before_anything_runs(monkeypatch: pytest.Monkey
     assert (result.exit_code, received) == (2, {})
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"])
+@pytest.mark.parametrize("command", [*((name,) for name in COMMANDS), *GROUPS], ids=" ".join)
+def test_every_command_explains_itself(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "--json" in result.stdout
     assert "TODO" not in result.stdout
@@ -99,6 +103,12 @@ def test_every_command_explains_itself(command: str) -> None:
         ("evaluate", "--bundle", "x"),
         ("decrypt",),
         ("calibrate", "stray"),
+        ("certs", "make"),
+        ("certs", "make", "x", "--days", "0"),
+        ("cluster", "up", "--workers", "0"),
+        ("cluster", "up", "--port", "70000"),
+        ("cluster", "scale"),
+        ("cluster", "scale", "many"),
         ("nothing",),
     ],
 )

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from aegis_dask import __version__
-from aegis_dask.cli import calibrate, plan, remote, report, run, serve, service, showcase
+from aegis_dask.cli import (
+    calibrate,
+    certs,
+    cluster,
+    plan,
+    remote,
+    report,
+    run,
+    serve,
+    service,
+    showcase,
+)
 from aegis_dask.cli.command import command, repeat_lost_interrupts
 
 app = typer.Typer(
@@ -51,6 +62,7 @@ def _options(
 
 _TRY, _LOCAL, _REMOTE = "Try it", "Client and server in one", "Client and server apart"
 _SERVICE = "A service for many clients"
+_OPERATE = "Operate"
 
 for body, panel in (
     (showcase.demo, _TRY),
@@ -70,3 +82,19 @@ for body, panel in (
 
 app.add_typer(serve.clients, name="clients", rich_help_panel=_SERVICE)
 app.add_typer(remote.remote, name="remote", rich_help_panel=_SERVICE)
+_certs = typer.Typer(
+    help="Certificates: an authority of your own for a cluster.", no_args_is_help=True
+)
+app.add_typer(_certs, name="certs", rich_help_panel=_OPERATE)
+_certs.command()(command(certs.make))
+_certs.command()(command(certs.show))
+
+_cluster = typer.Typer(
+    help="A scheduler and workers that stay, here or on hosts that ssh reaches.",
+    no_args_is_help=True,
+)
+app.add_typer(_cluster, name="cluster", rich_help_panel=_OPERATE)
+_cluster.command()(command(cluster.up))
+_cluster.command()(command(cluster.scale))
+_cluster.command()(command(cluster.status))
+_cluster.command()(command(cluster.down))

@@ -58,8 +58,24 @@ Length: TypeAlias = Annotated[
 Scheduler: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Address of a Dask scheduler, such as tcp://10.0.0.5:8786; without it workers are "
-        "started on this machine."
+        help="Address of a Dask scheduler, such as tls://10.0.0.5:8786, or @NAME for a cluster of "
+        "aegis cluster up; without it workers are started on this machine."
+    ),
+]
+Tls: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of certificates (aegis certs make) with which to reach the scheduler; by "
+        "default that of DASK_AEGIS__TLS, or what Dask's configuration says.",
+        metavar="DIRECTORY",
+    ),
+]
+InsecureTransport: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-transport",
+        help="Reach a scheduler on another machine WITHOUT ENCRYPTION. Whoever is between can run "
+        "code on both.",
     ),
 ]
 Workers: TypeAlias = Annotated[

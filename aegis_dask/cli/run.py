@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,9 @@ import typer
 from aegis_dask.cli import options as o
 from aegis_dask.cli.command import CHECK_FAILED
 from aegis_dask.cli.setup import (
+    ClusterOptions,
     JobOptions,
-    check_scheduler,
+    check_cluster,
     check_writable,
     cluster,
     open_source,
@@ -36,6 +38,8 @@ def run(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,
     saved: o.PlanFile = None,
     interpreter: Annotated[
@@ -58,7 +62,8 @@ def run(
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     plan = _open_plan(saved, workers, machine)
-    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal, plan)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    outcome = _run(job_options, text, where, interpreter, terminal, plan)
     values = describe_outcome(outcome)
     values |= _write(outcome, report, output, terminal)
     values["record"] = _write_record(outcome, record, terminal)
@@ -75,6 +80,8 @@ def verify(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,
     insecure: o.Insecure = False,
     scale_bits: o.ScaleBits = 40,
@@ -94,7 +101,8 @@ def verify(
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     interpreter = o.InterpreterName.ENCRYPTED
-    outcome = _run(job_options, text, scheduler, workers, cluster_kind, interpreter, terminal)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    outcome = _run(job_options, text, where, interpreter, terminal)
     prepared = outcome.prepared
     comparisons = {"encrypted and simulated": outcome.circuit_precision}
     if prepared.reference is not None:
@@ -142,23 +150,19 @@ def _open_plan(path: Path | None, workers: int | None, machine: str | None) -> S
 def _run(
     options: JobOptions,
     text: str,
-    scheduler: str | None,
-    workers: int | None,
-    cluster_kind: o.ClusterKind,
+    where: ClusterOptions,
     interpreter: o.InterpreterName,
     terminal: Terminal,
     plan: SavedPlan | None = None,
 ) -> Outcome:
     from aegis_dask.service.local import run_encrypted, run_simulated
 
-    if plan is not None and workers is None:
-        workers = plan.plan.workers
-
+    if plan is not None and where.workers is None:
+        where = replace(where, workers=plan.plan.workers)
     encrypted = interpreter == o.InterpreterName.ENCRYPTED
     source = open_source(options)
     ids = source.tokenize(text)
-    cuda = cluster_kind == o.ClusterKind.CUDA
-    check_scheduler(scheduler, workers, cuda)
+    check_cluster(where)
     prepared = prepare(options, source, ids, terminal, encrypted=encrypted)
     job = prepared.job
     terminal.say(
@@ -167,7 +171,7 @@ def _run(
     )
     if job.params is not None:
         terminal.say(repr(job.params))
-    with cluster(scheduler, workers, terminal, cuda) as executor:
+    with cluster(where, terminal) as executor:
         if encrypted:
             return run_encrypted(prepared, executor, terminal, plan)
         return run_simulated(prepared, executor, terminal, plan)

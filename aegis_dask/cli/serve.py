@@ -12,8 +12,9 @@ import typer
 from aegis_dask.cli import options as o
 from aegis_dask.cli.command import command
 from aegis_dask.cli.setup import (
+    ClusterOptions,
     JobOptions,
-    check_scheduler,
+    check_cluster,
     cluster,
     find_calibration,
     open_source,
@@ -60,6 +61,8 @@ def serve(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,
     at_once: Annotated[int, typer.Option(min=1, help="Jobs that run side by side.")] = 2,
     most_jobs: Annotated[
@@ -100,8 +103,8 @@ def serve(
         if file is not None and not file.is_file():
             raise ServiceError(f"there is no file {file}")
     plan_for(machine)
-    cuda = cluster_kind == o.ClusterKind.CUDA
-    check_scheduler(scheduler, workers, cuda)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    check_cluster(where)
     store = Store(state, serves=True)
     try:
         jobs = [
@@ -115,7 +118,7 @@ def serve(
         offers = Offers(jobs)
         offers.save(store)
         again = store.recover()
-        with cluster(scheduler, workers, terminal, cuda) as executor:
+        with cluster(where, terminal) as executor:
             runner = Runner(
                 store,
                 offers,

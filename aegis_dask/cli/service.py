@@ -9,8 +9,9 @@ import typer
 
 from aegis_dask.cli import options as o
 from aegis_dask.cli.setup import (
+    ClusterOptions,
     JobOptions,
-    check_scheduler,
+    check_cluster,
     check_writable,
     cluster,
     find_calibration,
@@ -149,6 +150,8 @@ def evaluate(
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
     cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,
     report: o.Report = None,
     as_json: o.Json = False,
@@ -168,13 +171,13 @@ def evaluate(
     check_writable(report)
     plan_for(machine)
     loaded, program = _own(read_json(bundle / JOB), model, sha256, graph)
-    cuda = cluster_kind == o.ClusterKind.CUDA
-    check_scheduler(scheduler, workers, cuda)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    check_cluster(where)
     with terminal.step("Reading keys"):
         job, evaluation_keys = read_bundle(bundle, loaded, program)
     terminal.warn_if_insecure(job.analysis.params)
     length = Message.load(request, job, job.analysis.top_level).length  # before workers start
-    with cluster(scheduler, workers, terminal, cuda) as executor:
+    with cluster(where, terminal) as executor:
         with terminal.step("Giving keys and weights to the workers"):
             server = Server(job, evaluation_keys, executor)
         with terminal.bar("evaluating") as progress:

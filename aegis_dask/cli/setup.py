@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegis_dask.errors import TextError
+from aegis_dask.cli.options import ClusterKind
+from aegis_dask.errors import ClusterError, TextError
 
 if TYPE_CHECKING:
     from aegis_dask.models.calibration import Calibration
@@ -31,6 +32,41 @@ class JobOptions:
     length: int | None
     insecure: bool
     scale_bits: int
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """The options that say where it runs."""
+
+    scheduler: str | None
+    workers: int | None
+    kind: ClusterKind
+    tls: Path | None
+    insecure_transport: bool
+
+    @property
+    def cuda(self) -> bool:
+        """Whether this machine's GPUs are asked for."""
+        return self.kind == ClusterKind.CUDA
+
+    def open(self) -> Executor:
+        """Connect to the scheduler, or start workers."""
+        from aegis_dask.runtime import standing
+        from aegis_dask.runtime.security import load_security
+        from aegis_dask.service import local
+
+        address = self.scheduler
+        security = None if self.tls is None else load_security(self.tls)
+        if address is not None and address.startswith("@"):
+            address, own = standing.find(address[1:])
+            security = security or own
+        return local.open_executor(
+            address,
+            self.workers,
+            cuda=self.cuda,
+            security=security,
+            insecure_transport=self.insecure_transport,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,28 +152,28 @@ def prepare(
 
 
 @contextmanager
-def cluster(
-    scheduler: str | None, workers: int | None, terminal: Terminal, cuda: bool = False
-) -> Iterator[Executor]:
+def cluster(options: ClusterOptions, terminal: Terminal) -> Iterator[Executor]:
     """Open an executor, and close it afterwards."""
-    from aegis_dask.service import local
-
+    there = options.scheduler
     with ExitStack() as stack:
-        where = "workers on this machine" if scheduler is None else f"the cluster at {scheduler}"
+        where = "workers on this machine" if there is None else f"the cluster at {there}"
         with terminal.step(f"Connecting to {where}"):
-            executor = stack.enter_context(local.open_executor(scheduler, workers, cuda=cuda))
+            executor = stack.enter_context(options.open())
         if executor.dashboard_link:
             terminal.note(f"Dashboard: {executor.dashboard_link}")
         yield executor
 
 
-def check_scheduler(scheduler: str | None, workers: int | None, cuda: bool = False) -> None:
+def check_cluster(options: ClusterOptions) -> None:
     """Fail at once if a scheduler or the GPUs cannot be used, before work is done."""
-    from aegis_dask.service import local
-
-    if scheduler is not None:
-        local.open_executor(scheduler, workers, cuda=cuda).close()
-    elif cuda:
+    if options.scheduler is not None:
+        options.open().close()
+    elif options.tls is not None or options.insecure_transport:
+        raise ClusterError(
+            "--tls and --insecure-transport say how to reach a scheduler; give its address with "
+            "--scheduler, or leave them out"
+        )
+    elif options.cuda:
         from aegis_dask.ring.cuda_backend.device import require_cupy
 
         require_cupy()

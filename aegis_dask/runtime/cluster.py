@@ -25,18 +25,14 @@ from aegis_dask.config import BACKEND
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.cuda_backend.device import require_cupy
 from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
+from aegis_dask.runtime.security import agree, check_handshake
+from aegis_dask.runtime.settings import CONFIG
 
 PACKAGES = ("dask", "distributed", "numpy")
 """Packages that must be the same everywhere."""
 
 LOCAL_CONFIG = {
-    # It deletes copies of data that we have placed.
-    "distributed.scheduler.active-memory-manager.start": False,
-    # A task whose worker is gone fails, instead of waiting for ever.
-    "distributed.scheduler.no-workers-timeout": "30s",
-    "distributed.scheduler.allowed-failures": 0,
-    # A paused worker waits for memory that no other would free. It is ended at 95 % instead.
-    "distributed.worker.memory.pause": False,
+    **CONFIG,
     # Connections within one machine: whoever does not accept in that time has ended.
     "distributed.comm.timeouts.connect": "10s",
 }
@@ -208,21 +204,43 @@ def _set_memory_limit(limit: int, dask_worker: Any) -> None:
     dask_worker.memory_manager.memory_limit = limit
 
 
-def connect(address: str, timeout: float, security: Any, stack: ExitStack) -> Client:
+def connect(
+    address: str,
+    timeout: float,
+    security: Any,
+    stack: ExitStack,
+    *,
+    insecure_transport: bool = False,
+) -> Client:
     """Connect to a scheduler.
+
+    Parameters
+    ----------
+    address
+        Of the scheduler.
+    timeout
+        Seconds to wait for it.
+    security
+        TLS settings, or None (see `security.agree`).
+    stack
+        Closes the client.
+    insecure_transport
+        Permit connections beyond loopback that are not encrypted.
 
     Raises
     ------
     ClusterError
         If there is none, or something else listens.
+    SecurityError
+        If the connection would not be encrypted, or one side refuses the other.
     """
-    url = urlsplit(address if "://" in address else f"tcp://{address}")
-    if not url.hostname or url.port is None:
-        raise ClusterError(
-            f"{address!r} is no address of a scheduler; give one such as tcp://10.0.0.5:8786"
-        )
+    address, security = agree(address, security, insecure_transport)
+    url = urlsplit(address)
     try:
-        socket.create_connection((url.hostname, url.port), timeout).close()
+        if security is None:
+            socket.create_connection((url.hostname, url.port), timeout).close()
+        else:
+            check_handshake(address, security, timeout)
     except OSError as e:
         raise ClusterError(
             f"no scheduler answers at {address} ({e}); start one with 'dask scheduler', and check "

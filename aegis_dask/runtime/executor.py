@@ -241,13 +241,14 @@ class Executor:
         security: Any = None,
         directory: Path | None = None,
         ship: bool = False,
+        insecure_transport: bool = False,
     ) -> Executor:
         """Use a scheduler that is there, and its workers.
 
         Parameters
         ----------
         address
-            Of the scheduler, for example ``tcp://10.0.0.5:8786``.
+            Of the scheduler, for example ``tls://10.0.0.5:8786``.
         workers
             How many workers to wait for; by default those that have joined, one at least.
         timeout
@@ -255,19 +256,27 @@ class Executor:
         threads_per_worker
             Threads of the kernels in each; by default as many as Dask's of the worker.
         security
-            `distributed.Security` for TLS.
+            `distributed.Security` for TLS, such as `runtime.security.load_security` makes; by
+            default what Dask's configuration says (``aegis.tls``, ``distributed.comm.tls``).
         directory
             Where to keep the files of keys and weights on this host.
         ship
             Send files to the workers' host even if it is this one.
+        insecure_transport
+            Connect beyond loopback without encryption: whoever reaches the network in between can
+            read and change everything, and run code here and there.
 
         Raises
         ------
         ClusterError
             If there is no scheduler, workers are missing, or a package or its version differs.
+        SecurityError
+            If certificates do not fit, or without encryption beyond loopback.
         """
         with ExitStack() as stack:
-            client = cluster.connect(address, timeout, security, stack)
+            client = cluster.connect(
+                address, timeout, security, stack, insecure_transport=insecure_transport
+            )
             found = cluster.wait_for_workers(client, workers or 1, timeout)
             cluster.check_software(client)
             threads = threads_per_worker or min(int(w["nthreads"]) for w in found.values())

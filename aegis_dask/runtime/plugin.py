@@ -204,3 +204,11 @@ def drop_run(run: str, dask_worker: Any) -> None:
     """Forget a run."""
     with suppress(ClusterError):
         plugin_of(dask_worker).forget(run)
+
+
+def running_tasks(dask_worker: Any) -> dict[str, int]:
+    """Return the runs of which a worker is a part, and how many tasks of each it is executing."""
+    found = dask_worker.plugins.get(PLUGIN)
+    if not isinstance(found, AegisPlugin):
+        return {}
+    return {run: len(state.active) for run, state in found.runs.items()}

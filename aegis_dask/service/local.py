@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from distributed import system
@@ -167,9 +167,17 @@ def check_memory(job: Job, workers: int = 1) -> None:
 
 
 def open_executor(
-    scheduler: str | None, workers: int | None, dashboard: bool = True, cuda: bool = False
+    scheduler: str | None,
+    workers: int | None,
+    dashboard: bool = True,
+    cuda: bool = False,
+    *,
+    security: Any = None,
+    insecure_transport: bool = False,
 ) -> Executor:
     """Connect to a scheduler, or start worker processes on this machine, on its GPUs if `cuda`.
+
+    `security` and `insecure_transport` are those of `Executor.connect`.
 
     Raises
     ------
@@ -182,7 +190,9 @@ def open_executor(
                 "a scheduler was given and a cluster of this machine's GPUs was asked for; leave "
                 "one out (workers of a scheduler use their GPUs by themselves)"
             )
-        return Executor.connect(scheduler, workers)
+        return Executor.connect(
+            scheduler, workers, security=security, insecure_transport=insecure_transport
+        )
     try:
         if cuda:
             return Executor.cuda(workers, dashboard=dashboard)
