@@ -39,8 +39,8 @@ def draw_timeline(view: RunView) -> str:
     if shown and planned is not None and view.state == RUNNING:
         end = max(end, planned)
     scale = (WIDTH - LEFT - RIGHT) / end
-    height = BAND + 6 + lane * len(view.devices) + 26
-    bottom = height - 22
+    height = BAND + 6 + lane * len(view.devices) + 36
+    bottom = height - 20
     out = [
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text(_summary(view))}">',
         *_bands(view.layers, scale, bottom),
