@@ -629,14 +629,15 @@ class Executor:
         )
         session = Session(self.client, spec, plan, progress, snapshot)
         file = Path(f"run-{run}.pickle")
-        brief = self._brief(session, about or About())
         try:
-            with watched(self.client, brief), self._connected(session):
-                self._start(spec, file, where)
-                pieces = session.execute(inputs)
-                reports: dict[str, WorkerReport] = self.client.run(
-                    plugin.report_run, run, workers=list(addresses)
-                )
+            with self._connected(session):
+                brief = self._brief(session, about or About())
+                with watched(self.client, brief), self._connected(session):
+                    self._start(spec, file, where)
+                    pieces = session.execute(inputs)
+                    reports: dict[str, WorkerReport] = self.client.run(
+                        plugin.report_run, run, workers=list(addresses)
+                    )
         finally:
             self._hosts.withdraw(file)
             if load is not None:
