@@ -82,7 +82,8 @@ def draw_timeline(view: RunView) -> str:
         out.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BAND}" y2="{bottom}" stroke="{BOOTSTRAPPING}" '
             f'stroke-width="1.5"><title>now</title></line>'
-            f'<text x="{x + 4:.1f}" y="{bottom - 4}">now</text>'
+            f'<text x="{x + (4 if x < WIDTH - 40 else -4):.1f}" y="{bottom - 4}" '
+            f'text-anchor="{"start" if x < WIDTH - 40 else "end"}">now</text>'
         )
     out.append("</svg>")
     return "".join(out)
