@@ -4,6 +4,7 @@ import pickle
 import pytest
 
 from aegis_dask import errors
+from aegis_dask.errors import ClusterError, LevelError, harmless_text
 
 EXCEPTIONS = [
     value
@@ -31,3 +32,14 @@ def test_callers_may_catch_the_standard_exceptions() -> None:
     assert issubclass(errors.InsecureParametersError, ValueError)
     assert issubclass(errors.EncodingError, ValueError)
     assert issubclass(errors.MissingKeyError, KeyError)
+
+
+def test_only_errors_of_ours_are_quoted() -> None:
+    ours = ClusterError("a worker is gone")
+    assert harmless_text(ours) == "ClusterError: a worker is gone"
+    ours.__cause__ = LevelError("no level is left")
+    assert harmless_text(ours) == "ClusterError: a worker is gone"
+    ours.__cause__ = ValueError("0.123 is a secret")
+    assert harmless_text(ours) == "ClusterError, caused by ValueError"
+    assert harmless_text(ValueError("0.123")) == "ValueError"
+    assert harmless_text(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -39,8 +39,8 @@ def draw_timeline(view: RunView) -> str:
     if shown and planned is not None and view.state == RUNNING:
         end = max(end, planned)
     scale = (WIDTH - LEFT - RIGHT) / end
-    height = BAND + 6 + lane * len(view.devices) + 26
-    bottom = height - 22
+    height = BAND + 6 + lane * len(view.devices) + 36
+    bottom = height - 20
     out = [
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text(_summary(view))}">',
         *_bands(view.layers, scale, bottom),
@@ -82,7 +82,8 @@ def draw_timeline(view: RunView) -> str:
         out.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BAND}" y2="{bottom}" stroke="{BOOTSTRAPPING}" '
             f'stroke-width="1.5"><title>now</title></line>'
-            f'<text x="{x + 4:.1f}" y="{bottom - 4}">now</text>'
+            f'<text x="{x + (4 if x < WIDTH - 40 else -4):.1f}" y="{bottom - 4}" '
+            f'text-anchor="{"start" if x < WIDTH - 40 else "end"}">now</text>'
         )
     out.append("</svg>")
     return "".join(out)

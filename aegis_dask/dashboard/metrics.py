@@ -199,13 +199,11 @@ def scheduler_metrics(monitor: Monitor) -> Iterator[Metric]:
         "source",
         "destination",
     )
-    held: dict[str, float] = {}
-    planned: dict[str, float] = {}
+    held = monitor.held()
+    planned = dict.fromkeys(held, 0)
     for run in running:
-        for i, name in enumerate(run.brief.names):
-            held[name] = run.held[i]
-            if run.brief.peaks is not None:
-                planned[name] = planned.get(name, 0) + run.brief.peaks[i]
+        for name, peak in zip(run.brief.names, run.brief.peaks or (), strict=False):
+            planned[name] = planned.get(name, 0) + peak
     yield _gauge("aegis_held_bytes", "Bytes of results that a worker holds", held, "worker")
     yield _gauge(
         "aegis_held_planned_bytes", "The most that the plans of its runs say", planned, "worker"

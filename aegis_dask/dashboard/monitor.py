@@ -149,6 +149,11 @@ class Monitor(SchedulerPlugin):
 
     # -- memory ------------------------------------------------------------------------------
 
+    def held(self) -> dict[str, int]:
+        """Return the bytes of results that each worker of the scheduler holds."""
+        workers = self._scheduler.workers if self._scheduler is not None else {}
+        return {str(state.name): int(state.nbytes) for state in workers.values()}
+
     def _look_at_memory(self) -> None:
         self._looked = time.time()
         workers = self._scheduler.workers if self._scheduler is not None else {}

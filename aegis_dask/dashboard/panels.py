@@ -28,6 +28,8 @@ STATE_COLOURS = {
     LOST: "#a3260d",
     CANCELLED: "#566272",
 }
+MEMORY_SLACK = 1.1
+"""So much more memory than planned is as planned: Dask's objects are counted too."""
 MOST_PAIRS = 8
 MOST_LAYERS = 40
 """Rows of a table before it tells of the rest in one."""
@@ -170,7 +172,7 @@ def _layers(view: RunView) -> str:
         return none("The run has no tasks.")
     more = len(view.layers) - MOST_LAYERS
     rest = none(f"{more} further layers are not listed.") if more > 0 else ""
-    return table(("layer", Raw("progress"), "tasks", "time in tasks", "finished"), rows) + rest
+    return table(("layer", Raw("progress"), "steps", "time in tasks", "finished"), rows) + rest
 
 
 def _links(view: RunView) -> str:
@@ -213,7 +215,7 @@ def _memory(view: RunView) -> str:
         rows.append(
             (
                 d.name,
-                bullet(d.peak, d.planned_peak, largest, label),
+                bullet(d.peak, d.planned_peak, largest, label, MEMORY_SLACK),
                 format_bytes(d.peak),
                 plan,
                 process,

@@ -695,15 +695,16 @@ class Executor:
         )
         session = Session(self.client, self._events, spec, plan, progress, snapshot, cancelled)
         file = Path(f"run-{run}.pickle")
-        brief = self._brief(session, about or About(), loaded)
         threads = None if loaded.context.params is None else self.threads
         try:
-            with watched(self.client, brief), self._connected(session):
-                self._start(spec, file, where, threads)
-                pieces = session.execute(inputs)
-                reports: dict[str, WorkerReport] = self.client.run(
-                    plugin.report_run, run, workers=list(addresses)
-                )
+            with self._connected(session):
+                brief = self._brief(session, about or About(), loaded)
+                with watched(self.client, brief), self._connected(session):
+                    self._start(spec, file, where, threads)
+                    pieces = session.execute(inputs)
+                    reports: dict[str, WorkerReport] = self.client.run(
+                        plugin.report_run, run, workers=list(addresses)
+                    )
         finally:
             with self._lock:
                 self._hosts.withdraw(file)

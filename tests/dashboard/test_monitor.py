@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.keys import KeyGenerator
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.dashboard.brief import make_brief
-from aegis_dask.dashboard.monitor import KEPT, RUNS, TASKS, begin_run, view_runs
+from aegis_dask.dashboard.monitor import KEPT, NAME, RUNS, TASKS, Monitor, begin_run, view_runs
 from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, RUNNING, RunView, parse_view
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.plan import make_plan
@@ -176,3 +176,27 @@ def test_a_brief_is_small_for_very_many_tasks() -> None:
     brief = make_brief(program, plan, run="r", addresses="abcd", names="0123")
     assert len(json.dumps(brief.to_dict())) < 200 * len(program.stages)
     assert sum(brief.worker_tasks) == sum(t.kind != "input" for t in plan.tasks)
+
+
+def test_a_scheduler_can_have_the_page_before_the_first_client() -> None:
+    with LocalCluster(
+        n_workers=0,
+        processes=False,
+        protocol="tcp://",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"preload": "aegis_dask.dashboard.preload"},
+    ) as cluster:
+        port = cluster.scheduler.http_server.port
+        assert 'href="aegis"' in fetch(f"http://127.0.0.1:{port}/aegis")
+        with Client(cluster, set_as_default=False) as client:
+            client.register_plugin(Monitor(), name=NAME)  # as an executor does
+            assert client.run_on_scheduler(view_runs, None) == []
+
+
+def test_dasks_own_pages_group_by_layer_and_operator(executor: Executor) -> None:
+    executor.run(PROGRAM, X, **HOW)
+    prefixes = executor.client.run_on_scheduler(
+        lambda dask_scheduler: set(dask_scheduler.task_prefixes)
+    )
+    assert {"layer0-attention-giant", "layer1-norm-square"} <= prefixes

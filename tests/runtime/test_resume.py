@@ -65,6 +65,9 @@ def kill_many(tmp_path: Path, times: int) -> None:
             delay = random.uniform(0, LAYERS * STAGES * SECONDS)
             result, rotations = killed(executor, log, i % WORKERS, delay)
             resumed += result.resumed
+            assert result.view is not None
+            assert result.view.resumed == result.resumed
+            assert result.view.done == result.view.tasks
             # Every worker rotates its rows once in every stage; at most a layer is done again,
             # beside the one that was under way in advance.
             once = LAYERS * STAGES * WORKERS

@@ -93,9 +93,10 @@ def test_run_gives_what_the_model_gives(
     checkpoint: Path, model: BertModel, scheduler: str, tmp_path: Path
 ) -> None:
     report, output = tmp_path / "report.html", tmp_path / "out.npy"
+    record = tmp_path / "run.json"
     values = json_of(
         *("run", "bert_layer", "--model", checkpoint, "--text", TEXT, "--insecure"),
-        *("--scheduler", scheduler, "--report", report, "--output", output),
+        *("--scheduler", scheduler, "--report", report, "--output", output, "--record", record),
     )
     assert values["precision"]["max_error"] < TOLERANCE
     assert values["precision"]["against"] == "float64"
@@ -104,6 +105,15 @@ def test_run_gives_what_the_model_gives(
     assert values["run"]["bytes_between_workers"] > 0
     np.testing.assert_allclose(np.load(output), reference(model), atol=TOLERANCE)
     assert "Precision" in report.read_text()
+    for source in (record, scheduler):  # a report can be made later, too
+        later = tmp_path / "later.html"
+        told = json_of("report", source, "--out", later)
+        assert told["state"] == "finished"
+        assert "Memory per device" in later.read_text()
+        later.unlink()
+    known = refused("report", scheduler, "--run", "nothing", "--out", tmp_path / "x.html")
+    assert "knows no run nothing" in known
+    assert told["run"] in known
 
 
 def test_verify_compares_three_ways_on_workers_of_its_own(checkpoint: Path) -> None:
@@ -302,7 +312,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_runs(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ("run", "bert_layer", "--model", checkpoint, "--text", TEXT, "--insecure")
-    for option in ("--report", "--output"):
+    for option in ("--report", "--output", "--record"):
         assert "cannot be written" in refused(*options, option, tmp_path / "no" / "file")
 
 
