@@ -350,8 +350,6 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
         "between devices",
         "waiting for data",
         "a device",
-        "its keys only",
-        "no keys",
     )
     for s in scaled:
         exposed = max(s.simulation.exposed) / s.simulation.makespan
@@ -363,8 +361,6 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             format_bytes(s.traffic.between_workers),
             f"{exposed:.1%}",
             format_bytes(s.device_bytes),
-            format_bytes(s.needed_bytes),
-            format_bytes(s.ciphertext_bytes),
         )
     terminal.show(table)
     for s in scaled:
@@ -377,9 +373,10 @@ def _show_scaling(terminal: Terminal, scaled: list[Scaled]) -> None:
             table.add_row(name, format_bytes(size), f"{size / most.traffic.between_workers:.0%}")
         terminal.show(table)
     terminal.say(
-        "a device: results, all evaluation keys and all weights on it at the same time; its keys "
-        "only: with those that its tasks use; no keys: results alone; waiting for data: of the "
-        "device that waits the longest."
+        "a device: results, all evaluation keys and all weights on it at the same time (on "
+        f"{most.devices}: {format_bytes(most.needed_bytes)} with the keys that its tasks use, "
+        f"{format_bytes(most.ciphertext_bytes)} of results); waiting for data: of the device that "
+        "waits the longest."
     )
 
 

@@ -57,7 +57,7 @@ class SavedPlan:
             raise ClusterError(
                 f"the plan is for another program: its fingerprint is {self.fingerprint[:12]}, "
                 f"that of {program!r} is {other[:12]}. Make it again with the same graph, model, "
-                "calibration and length"
+                "length and calibration (--calibration; without it ranges are assumed or measured)"
             )
         check_plan(self.plan, program, workers)
 
