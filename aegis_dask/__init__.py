@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         save,
         save_secret_key,
     )
+    from aegis_dask.ckks.sharing import Sharing
     from aegis_dask.ring.threads import get_threads, set_threads
 
 # Public name -> module that defines it. Resolved on first use, so that `import aegis_dask` stays
@@ -49,6 +50,7 @@ _LAZY: dict[str, str] = {
         "polynomial": ("chebyshev_coefficients",),
         "precision": ("PrecisionStats", "precision_stats"),
         "scale": ("Scale",),
+        "sharing": ("Sharing",),
         "serialization": (
             "dumps",
             "load",
@@ -81,6 +83,7 @@ __all__ = [
     "PublicKey",
     "Scale",
     "SecretKey",
+    "Sharing",
     "__version__",
     "chebyshev_coefficients",
     "dumps",
