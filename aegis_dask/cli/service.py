@@ -226,8 +226,8 @@ def decrypt(
         float | None,
         typer.Option(
             metavar="E",
-            help="Bound on the largest error of the encrypted computation: aegis run prints that "
-            "of its texts as 'largest error against the same circuit'; give several times it.",
+            help="Bound on the largest error of the encrypted computation, such as several times "
+            "the one that aegis run prints against the same circuit without encryption.",
         ),
     ] = None,
     share_results: Annotated[
