@@ -109,8 +109,14 @@ def test_faults_are_found() -> None:
         assert "MemoryError" in (fault_of(claim) or "")
 
 
-def test_a_process_that_dies_is_a_failure_and_is_replaced(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_a_failure_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("benchmarks.fuzzing.engine.MEMORY", folder)
     report = run_watched(dying, 1, 200, 2)
+    assert list(folder.iterdir()) == []
     assert {f.target for f in report.failures} == {"dying"}
     assert {f.data for f in report.failures} == {bytes([7])}
     assert "exit status" in report.failures[0].what

@@ -33,6 +33,7 @@ SAMPLE = 500
 SILENCE = 60.0
 """Seconds after which an input that does not end is a hang, on a machine as busy as may be."""
 MOST_FAILURES = 20
+MEMORY = Path("/dev/shm")
 BATCH = 5000
 """Inputs between two reports of a process."""
 
@@ -236,8 +237,7 @@ def limited_memory(headroom: int = HEADROOM) -> Iterator[None]:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """Make a folder for the files of a run, in memory where that is possible."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         yield Path(folder)
 
 
@@ -284,17 +284,21 @@ def run_watched(
     report = Report()
     share = -(-count // processes)
     starts = range(0, count, share)
-    workers = [_Worker(choose, seed, range(i, min(count, i + share)), silence) for i in starts]
-    try:
-        while any(w.left for w in workers) and len(report.failures) < MOST_FAILURES:
+    with scratch() as folder:  # made here, so that nothing stays of processes that are killed
+        workers: list[_Worker] = []
+        try:
+            for i in starts:
+                indices = range(i, min(count, i + share))
+                workers.append(_Worker(choose, seed, indices, silence, folder))
+            while any(w.left for w in workers) and len(report.failures) < MOST_FAILURES:
+                for worker in workers:
+                    worker.collect(report)
+                if notify is not None:
+                    notify(report)
+                time.sleep(0.2)
+        finally:
             for worker in workers:
-                worker.collect(report)
-            if notify is not None:
-                notify(report)
-            time.sleep(0.2)
-    finally:
-        for worker in workers:
-            worker.stop()
+                worker.stop()
     return report
 
 
@@ -304,15 +308,19 @@ STARTUP = 600.0
 
 
 class _Worker:
-    def __init__(self, choose: Choose, seed: int, indices: range, silence: float) -> None:
+    def __init__(
+        self, choose: Choose, seed: int, indices: range, silence: float, folder: Path
+    ) -> None:
         self.choose, self.seed, self.left, self.silence = choose, seed, indices, silence
+        self.folder = folder
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.current = context.Value("Q", _STARTING, lock=False)
         self.pipe, other = context.Pipe(duplex=False)
-        arguments = (self.choose, self.seed, self.left, self.current, other)
+        own = Path(tempfile.mkdtemp(dir=self.folder))
+        arguments = (self.choose, own, self.seed, self.left, self.current, other)
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
         other.close()
@@ -378,17 +386,18 @@ def choose_targets(folder: Path, names: Sequence[str] = ()) -> list[Target]:
     return [t for t in targets if not names or t.name in names]
 
 
-def _work(choose: Choose, seed: int, indices: range, current: Any, pipe: Connection) -> None:
+def _work(
+    choose: Choose, folder: Path, seed: int, indices: range, current: Any, pipe: Connection
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this one ends it
     os.environ["NUMBA_NUM_THREADS"] = "1"  # kernels of so small a ring, and CPU time of one thread
-    with scratch() as folder:
-        targets = choose(folder)
-        warm_up(targets)
-        gc.collect()
-        gc.freeze()  # a collection would count for the input in which it happens
-        schedule = Schedule(targets)
-        with limited_memory():
-            for begin in range(indices.start, indices.stop, BATCH):
-                stop = min(begin + BATCH, indices.stop)
-                found = run(schedule, seed, range(begin, stop), current=current)
-                pipe.send((found, stop))
+    targets = choose(folder)
+    warm_up(targets)
+    gc.collect()
+    gc.freeze()  # a collection would count for the input in which it happens
+    schedule = Schedule(targets)
+    with limited_memory():
+        for begin in range(indices.start, indices.stop, BATCH):
+            stop = min(begin + BATCH, indices.stop)
+            found = run(schedule, seed, range(begin, stop), current=current)
+            pipe.send((found, stop))
