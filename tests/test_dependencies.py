@@ -45,8 +45,9 @@ SYNONYMS = {"Apache 2.0": "Apache-2.0", "Apache License 2.0": "Apache-2.0", "MIT
 OPTIONAL = {"cupy", "dask_cuda", "rmm", "ucxx", "distributed_ucxx", "scipy"}
 """Imported where they are there: what the extras cuda12 and cuda13 install, and, for the exact
 placement of refreshes, SciPy."""
-INTERFACES = {"llvmlite"}
-"""Not declared: numba fixes their versions, and its interface is theirs."""
+INTERFACES = {"jinja2", "llvmlite", "tornado"}
+"""Not declared: numba's interface is in llvmlite's terms, that of Dask's dashboard in those of the
+others, and they fix the versions."""
 
 
 def project() -> dict[str, object]:
