@@ -375,11 +375,21 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
     OSError
         If the scheduler does not answer.
     """
-    if client.scheduler is None:
+    found: dict[str, dict[str, Any]] = identity_of(client)["workers"]
+    return found
+
+
+def identity_of(client: Client) -> dict[str, Any]:
+    """Return what the scheduler says of itself: ``id``, ``workers``, ...
+
+    Raises
+    ------
+    OSError
+        If it does not answer.
+    """
+    if client.scheduler is None or client.status == "closed":
         raise OSError("the client is closed")
-    found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)[
-        "workers"
-    ]
+    found: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)
     return found
 
 

@@ -31,7 +31,7 @@ class Events:
     """
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self.client = client
         self._listeners: list[Listener] = []
         self._lock = threading.Lock()
 
@@ -42,7 +42,7 @@ class Events:
             self._listeners.append(listener)
             if len(self._listeners) == 1:
                 for topic, kind in KINDS.items():
-                    self._client.subscribe_topic(topic, self._handler(kind))
+                    self.client.subscribe_topic(topic, self._handler(kind))
         try:
             yield
         finally:
@@ -51,7 +51,7 @@ class Events:
                 if not self._listeners:
                     for topic in KINDS:
                         with suppress(Exception):  # the client may have lost its scheduler
-                            self._client.unsubscribe_topic(topic)
+                            self.client.unsubscribe_topic(topic)
 
     def _handler(self, kind: str) -> Callable[[tuple[float, Any]], None]:
         def handle(event: tuple[float, Any]) -> None:

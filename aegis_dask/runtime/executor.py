@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -60,6 +60,7 @@ RESUMES = 3
 """How often a run survives the loss of a worker."""
 JOIN_SECONDS = 30.0
 """How long a run waits for workers that are being restarted."""
+RECONNECT_SECONDS = 1.0
 LOAD = "load"
 """File of `runtime.load`."""
 UNKNOWN_STAGE_SECONDS = 0.1
@@ -125,10 +126,10 @@ class Executor:
         stack.callback(self._loader.close)
         self._own: Loaded | None = None
         self._events = Events(client)
+        self._again: Callable[[], Client] | None = None  # connects, if the cluster is not ours
+        self._scheduler = ""
         self._lock = threading.RLock()  # of workers and files; runs go on side by side
-        on_their_own = self.is_local and not in_process
-        client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
-        install_monitor(client)
+        self._introduce()
         self.prepare()
 
     # -- opening and closing -----------------------------------------------------------------
@@ -274,16 +275,21 @@ class Executor:
             If certificates do not fit, or without encryption beyond loopback.
         """
         with ExitStack() as stack:
-            client = cluster.connect(
-                address, timeout, security, stack, insecure_transport=insecure_transport
-            )
+
+            def again() -> Client:
+                return cluster.connect(
+                    address, timeout, security, stack, insecure_transport=insecure_transport
+                )
+
+            client = again()
             found = cluster.wait_for_workers(client, workers or 1, timeout)
             cluster.check_software(client)
             threads = threads_per_worker or min(int(w["nthreads"]) for w in found.values())
             executor = cls(
                 client, workers or len(found), threads, stack, directory=directory, ship=ship
             )
-            executor._stack = stack.pop_all()
+            stack = executor._stack = stack.pop_all()
+            executor._again = again
         return executor
 
     def __enter__(self) -> Executor:
@@ -386,6 +392,7 @@ class Executor:
         In the order in which a run numbers the workers.
         """
         with self._lock:
+            self._find_scheduler()
             found = cluster.wait_for_workers(self.client, self.workers, self.join_seconds)
             # Those of before first: one that joined late is taken if another is gone.
             ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
@@ -395,6 +402,42 @@ class Executor:
             where = {address: found_in[address] for address in self._addresses}
             self._loader.open(loaded, where)
             return where
+
+    def _introduce(self) -> None:
+        """Give scheduler and workers, those to come too, what they need of us."""
+        self._scheduler = cluster.identity_of(self.client)["id"]
+        on_their_own = self.is_local and not self._in_process
+        self.client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
+        install_monitor(self.client)
+        self.client.run(plugin.bury, self.client.run_on_scheduler(_clients), on_error="ignore")
+
+    def _find_scheduler(self) -> None:
+        """Notice that the scheduler has been started again; wait for it if it is away.
+
+        Raises
+        ------
+        ClusterError
+            If it does not come back.
+        """
+        deadline = time.monotonic() + self.join_seconds
+        while True:
+            try:
+                if cluster.identity_of(self.client)["id"] != self._scheduler:
+                    logger.warning("the scheduler has been started again")
+                    self._loader.forget_workers()
+                    self._introduce()
+                return
+            except (OSError, TimeoutError) as e:
+                if self._again is None or time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the scheduler no longer answers ({e}); start it again at the same "
+                        "address, or open a new Executor"
+                    ) from e
+            time.sleep(RECONNECT_SECONDS)
+            with suppress(ClusterError):
+                client = self._again()
+                for user in (self, self._hosts, self._loader, self._events):
+                    user.client = client
 
     # -- runs --------------------------------------------------------------------------------
 
@@ -728,9 +771,9 @@ class Executor:
             yield
         except (OSError, TimeoutError, CancelledError) as e:
             session.check_workers()
-            raise ClusterError(
-                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; a "
-                "worker that has been restarted is taken up"
+            raise WorkerLostError(
+                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; what "
+                "has been restarted is taken up"
             ) from e
 
     def _brief(self, session: Session, about: About, loaded: Loaded) -> Brief:
@@ -828,6 +871,10 @@ def _joined(recording: Recording, known: LimbProgram, name: str, parts: list[Any
     """Return an output whose limbs workers 0, 1, .. have."""
     positions = known.positions(recording.program.outputs[name])
     return unrecorded(recording.outputs[name], join_limbs(parts, positions))
+
+
+def _clients(dask_scheduler: Any) -> list[str]:
+    return list(dask_scheduler.clients)
 
 
 def _level(value: Any) -> int:

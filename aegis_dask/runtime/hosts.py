@@ -91,7 +91,7 @@ class Hosts:
         for host in self._hosts:
             for worker in host.workers if not host.is_ours else ():
                 with suppress(Exception):  # the worker may be gone; another one of the host is not
-                    self.client.run(_remove_tree, host.directory, workers=[worker])
+                    self.client.run(remove_tree, host.directory, workers=[worker])
                     break
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -192,6 +192,7 @@ def _remove(path: str) -> None:
             Path(path).unlink()
 
 
-def _remove_tree(path: str) -> None:
+def remove_tree(path: str) -> None:
+    """Delete a directory of `Hosts`; no other one."""
     if Path(path).name.startswith("aegis-"):
         shutil.rmtree(path, ignore_errors=True)

@@ -72,7 +72,7 @@ class Loader:
     """
 
     def __init__(self, client: Client, hosts: Hosts, in_process: bool) -> None:
-        self._client, self._hosts, self._in_process = client, hosts, in_process
+        self.client, self._hosts, self._in_process = client, hosts, in_process
         self._loaded: list[Loaded] = []
         self._weights: dict[str, _Weights] = {}
         self._lock = threading.RLock()
@@ -107,7 +107,7 @@ class Loader:
             self._loaded.remove(loaded)
             contexts.SHARED.pop(loaded.name, None)
             with suppress(Exception):  # workers may be gone
-                self._client.run(plugin.close_context, loaded.name, on_error="ignore")
+                self.client.run(plugin.close_context, loaded.name, on_error="ignore")
             if self._in_process:
                 return
             self._hosts.withdraw(Path(loaded.name))
@@ -134,10 +134,11 @@ class Loader:
             If a worker cannot.
         """
         opening = [
-            self._client.submit(
+            self.client.submit(
                 plugin.open_context,
                 loaded.name,
                 str(Path(directory) / loaded.name),
+                self.client.id,
                 workers=[address],
                 pure=False,
                 key=f"open-context-{uuid.uuid4().hex}",
@@ -153,6 +154,12 @@ class Loader:
         except Exception as e:
             raise ClusterError(f"a worker cannot open keys and weights: {e}") from e
         loaded.opened |= set(where)
+
+    def forget_workers(self) -> None:
+        """Take note that all workers are new, and have opened nothing."""
+        with self._lock:
+            for loaded in self._loaded:
+                loaded.opened.clear()
 
     def close(self) -> None:
         """Unload everything."""
@@ -181,12 +188,12 @@ class Loader:
             self._hosts.publish(file)
 
     def _allow_for_maps(self) -> None:
-        if self._in_process or self._client.cluster is None:
+        if self._in_process or self.client.cluster is None:
             return
         files = [file for loaded in self._loaded for file in loaded.files]
         files += [file for shared in self._weights.values() for file in shared.files]
         size = sum((self._hosts.root / file).stat().st_size for file in files)
-        cluster.allow_for_maps(self._client, size)
+        cluster.allow_for_maps(self.client, size)
 
 
 def _digest(store: Store) -> str:

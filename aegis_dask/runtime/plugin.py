@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from aegis_dask.errors import ClusterError
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
 from aegis_dask.runtime.graph import make_keys
+from aegis_dask.runtime.hosts import remove_tree
 from aegis_dask.runtime.measure import (
     Received,
     Tap,
@@ -48,6 +49,7 @@ class AegisPlugin(WorkerPlugin):
     def __init__(self, is_local: bool = False) -> None:
         self.is_local = is_local
         self.contexts: dict[str, Context] = {}
+        self.owners: dict[str, tuple[str, str]] = {}  # context -> client, directory
         self.runs: dict[str, RunState] = {}
         self.makers: dict[Any, str] = {}  # key of a task -> address of the worker that runs it
         self._lock: threading.Lock | None = None
@@ -159,8 +161,8 @@ def plugin_of(worker: Any) -> AegisPlugin:
     return found
 
 
-def open_context(name: str, directory: str) -> None:
-    """Open a context on the worker that runs this task, and load the kernels that it needs."""
+def open_context(name: str, directory: str, owner: str) -> None:
+    """Open a context of a client on the worker that runs this task, and load its kernels."""
     plugin = plugin_of(get_worker())
     if name not in plugin.contexts:
         shared = contexts.SHARED.get(name)
@@ -168,11 +170,31 @@ def open_context(name: str, directory: str) -> None:
         context = replace(shared) if shared else contexts.read_context(Path(directory))
         contexts.warm_up(context)
         plugin.contexts[name] = context
+        plugin.owners[name] = owner, directory
 
 
 def close_context(name: str, dask_worker: Any) -> None:
     """Drop a context."""
-    plugin_of(dask_worker).contexts.pop(name, None)
+    plugin = plugin_of(dask_worker)
+    plugin.contexts.pop(name, None)
+    plugin.owners.pop(name, None)
+
+
+def bury(alive: Collection[str], dask_worker: Any) -> None:
+    """Drop what clients have left that ended without a word, keys on the disk included.
+
+    Parameters
+    ----------
+    alive
+        Identifiers of the clients that there are.
+    """
+    plugin = plugin_of(dask_worker)
+    dead = {name: where for name, (owner, where) in plugin.owners.items() if owner not in alive}
+    for name, where in dead.items():
+        close_context(name, dask_worker)
+        remove_tree(str(Path(where).parent))
+    for run in [r for r, state in plugin.runs.items() if state.spec.context in dead]:
+        plugin.forget(run)
 
 
 def start_run(path: str, threads: int | None, dask_worker: Any) -> None:

@@ -47,7 +47,7 @@ Event = tuple[str, Any]
 
 
 class WorkerLostError(ClusterError):
-    """A worker of a run is gone; the run can be taken up again."""
+    """A worker of a run, or the scheduler, is gone; the run can be taken up again."""
 
 
 class RunCancelledError(ClusterError):
@@ -383,9 +383,8 @@ class Session:
         try:
             workers = workers_of(self.client)
         except (OSError, TimeoutError) as e:
-            raise ClusterError(
-                f"the scheduler at {self.client.scheduler.address} no longer answers; the run is "
-                "lost. Start it again and open a new Executor"
+            raise WorkerLostError(
+                f"the scheduler no longer answers ({e}); start it again at the same address"
             ) from e
         self._require(workers)
         for address in self.spec.addresses:

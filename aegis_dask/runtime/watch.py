@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 
 from distributed import Client
@@ -16,7 +16,7 @@ from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, LOST, RunView
 from aegis_dask.errors import harmless_text
 from aegis_dask.placement.traffic import CLIENT
 from aegis_dask.runtime.measure import WorkerReport
-from aegis_dask.runtime.session import WorkerLostError
+from aegis_dask.runtime.session import RunCancelledError, WorkerLostError
 
 
 def install_monitor(client: Client) -> None:
@@ -36,7 +36,8 @@ def watched(client: Client, brief: Brief) -> Iterator[None]:
         raise
     finally:
         # An event: a scheduler that no longer answers is not waited for.
-        client.log_event(RUNS, {"run": brief.run, "state": state, "message": message})
+        with suppress(Exception):  # the scheduler may be gone, and must not hide what happened
+            client.log_event(RUNS, {"run": brief.run, "state": state, "message": message})
 
 
 def seen(
@@ -79,4 +80,5 @@ def seen(
 def _state_of(error: BaseException) -> str:
     if isinstance(error, WorkerLostError):
         return LOST
-    return CANCELLED if isinstance(error, (KeyboardInterrupt, CancelledError)) else FAILED
+    by_request = (KeyboardInterrupt, CancelledError, RunCancelledError)
+    return CANCELLED if isinstance(error, by_request) else FAILED

@@ -286,3 +286,40 @@ def test_the_workers_are_those_of_the_scheduler_whatever_the_client_remembers(
             assert set(cluster.workers_of(client)) == expected
     with pytest.raises(OSError, match="closed"):
         cluster.workers_of(client)
+
+
+VANISHING = """
+import os, signal, sys
+import numpy as np
+from aegis_dask.runtime.executor import Executor
+
+executor = Executor.connect(sys.argv[1])
+executor.prepare(store={"w": np.ones(8)})
+print(executor._hosts.root, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_client_has_left_that_is_gone_is_cleaned_up(scheduler: LocalCluster) -> None:
+    """Its keys would fill the disks of the workers' hosts."""
+    done = subprocess.run(
+        [sys.executable, "-c", VANISHING, scheduler.scheduler_address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    left = Path(done.stdout.strip())
+    assert left.is_dir(), done.stderr
+    with Executor.connect(scheduler.scheduler_address) as executor:
+        deadline = time.monotonic() + 10
+        while left.exists() and time.monotonic() < deadline:  # until the scheduler has noticed
+            executor._introduce()
+            time.sleep(0.1)
+        assert not left.exists()
+        own = {executor._prepared.name}
+        held: Any = executor.client.run(
+            lambda dask_worker: set(dask_worker.plugins["aegis"].contexts)
+        )
+        assert list(held.values()) == [own, own]
+        assert executor._hosts.root.is_dir()

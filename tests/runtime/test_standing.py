@@ -27,6 +27,7 @@ from tests.service.conftest import aegis, json_of, refused
 
 PROGRAM = chain(12)
 ROOT = Path(__file__).parents[2]
+X = np.ones((4, SLOTS)) + 0j
 
 
 def quiet(message: str) -> None:
@@ -228,27 +229,49 @@ def test_workers_are_dealt_to_hosts_and_gpus(
     (root / "x" / standing.STATE).unlink()
 
 
-@pytest.mark.slow
-def test_a_killed_worker_and_a_killed_scheduler_come_back(root: Path) -> None:
-    standing.up("fourth", Plan(workers=1, threads=1), quiet)
-    address, security = standing.find("fourth")
-    (scheduler,) = (
+def scheduler_of(root: Path) -> psutil.Process:
+    (found,) = (
         p
         for p in processes(root)
         if "distributed.cli.dask_scheduler" in p.cmdline() and "keeper" not in str(p.cmdline())
     )
-    scheduler.kill()
-    x = np.ones((4, SLOTS)) + 0j
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_its_scheduler_was_lost(root: Path, tmp_path: Path) -> None:
+    standing.up("fifth", Plan(workers=2, threads=1), quiet)
+    address, security = standing.find("fifth")
+    log = tmp_path / "log"
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while len(log.read_text().split()) < 16 and time.monotonic() < deadline:
+            time.sleep(0.05)  # until some layers are finished
+        scheduler_of(root).kill()
+
+    with Executor.connect(address, security=security) as executor:
+        result = slow_run(executor, log, kill)
+        assert result.resumed == 1
+        again = executor.run(PROGRAM, {"x": X}, interpreter="simulated")
+    assert np.array_equal(again.outputs["y"], X)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_scheduler_come_back(root: Path) -> None:
+    standing.up("fourth", Plan(workers=1, threads=1), quiet)
+    address, security = standing.find("fourth")
+    scheduler_of(root).kill()
     deadline = time.monotonic() + 60
     while True:  # at the same address; the worker finds it again
         try:
             with Executor.connect(address, 1, security=security, timeout=2) as executor:
-                result = executor.run(PROGRAM, {"x": x}, interpreter="simulated")
+                result = executor.run(PROGRAM, {"x": X}, interpreter="simulated")
                 break
         except ClusterError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert np.array_equal(result.outputs["y"], x)
+    assert np.array_equal(result.outputs["y"], X)
 
 
 @pytest.mark.slow
