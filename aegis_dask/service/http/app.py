@@ -20,11 +20,13 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict
 
 from aegis_dask._version import __version__
-from aegis_dask.errors import AegisError, ServiceError
+from aegis_dask.errors import AegisError, SerializationError, ServiceError
 from aegis_dask.ring.memory import release
+from aegis_dask.service.http.metrics import registry_of
 from aegis_dask.service.http.offers import MARGIN_BYTES, Offer
 from aegis_dask.service.http.runner import Runner
 from aegis_dask.service.http.store import ENDED, Incoming, JobRecord, KeySet, Store, Upload
@@ -156,6 +158,7 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
     store, offers = runner.store, runner.offers
     reading = threading.BoundedSemaphore(READS)
     app.state.store = store
+    registry = registry_of(runner)
 
     @app.exception_handler(AegisError)
     async def refused(_: Request, error: AegisError) -> JSONResponse:
@@ -198,8 +201,13 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
     def check(read: Callable[[Upload], Any], upload: Upload) -> None:
         """Read a file as it will be read later, to refuse it now."""
         with reading:
-            read(upload)
-            release()
+            try:
+                read(upload)
+            except AegisError as error:  # where the file lies here is the operator's business
+                message = str(error).replace(str(upload.path), "the body")
+                raise SerializationError(message) from None
+            finally:
+                release()
 
     def find_keys(client: str, identifier: str) -> KeySet:
         return _there(store.find_keys(client, identifier), "keys", identifier)
@@ -237,6 +245,12 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
             queued=count.get("queued", 0),
             running=count.get("running", 0),
         )
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        """Return metrics for Prometheus; needs no token, and names nobody."""
+        text = await run_in_threadpool(generate_latest, registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/offers")
     async def list_offers(client: Caller) -> list[OfferModel]:

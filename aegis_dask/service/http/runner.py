@@ -140,6 +140,11 @@ class Runner:
         """Unload keys that have been removed."""
         self._keys.drop(identifier)
 
+    @property
+    def keys_bytes(self) -> int:
+        """Size of the evaluation keys that the cluster has."""
+        return self._keys.bytes
+
     # -- the threads -------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -196,10 +201,12 @@ class Runner:
         """Try again what the cluster could not do, unless the program itself raised it."""
         cause = error.__cause__
         own = isinstance(cause, AegisError) and not isinstance(cause, ClusterError | IntegrityError)
+        logger.warning("job %s, attempt %d: %s", job.id, job.attempts + 1, error)
         if own or job.attempts + 1 >= ATTEMPTS:
-            self.store.end(job.id, "failed", str(error))
+            # Addresses of workers are the operator's business.
+            what = str(cause) if own else f"the cluster could not run it, {ATTEMPTS} times"
+            self.store.end(job.id, "failed", what)
             return
-        logger.warning("job %s is queued again: %s", job.id, error)
         self._not_before[job.id] = time.monotonic() + RETRY_SECONDS
         self.store.put_back(job.id, again=True)
 
@@ -256,6 +263,11 @@ class KeyCache:
             with self._lock:
                 self._leave(identifier)
 
+    @property
+    def bytes(self) -> int:
+        """Size of what is loaded."""
+        return sum(size for _, size in list(self._loaded.values()))
+
     def drop(self, identifier: str) -> None:
         """Unload keys, when their last run has ended."""
         with self._lock:
@@ -289,8 +301,7 @@ class KeyCache:
     def _evict(self, room: int = 0) -> None:
         idle = [i for i in self._loaded if i not in self._users]
         for identifier in idle:
-            total = sum(size for _, size in self._loaded.values())
-            if identifier in self._dropped or total + room > self._limit:
+            if identifier in self._dropped or self.bytes + room > self._limit:
                 loaded, _ = self._loaded.pop(identifier)
                 self._executor.unload(loaded)
         self._dropped &= set(self._loaded)

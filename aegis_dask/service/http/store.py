@@ -24,7 +24,8 @@ from aegis_dask.ckks.files import PRIVATE
 from aegis_dask.errors import ServiceError
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-ENDED = ("done", "failed", "cancelled")
+STATES: tuple[State, ...] = ("queued", "running", "done", "failed", "cancelled")
+ENDED = STATES[2:]
 ATTEMPTS = 3
 """How often a job is begun, if the service or the cluster ends each time."""
 FOLDERS = ("incoming", "keys", "requests", "results", "checkpoints", "offers")
