@@ -128,6 +128,7 @@ def serve(
                 at_once=at_once,
                 keys_bytes=int(key_memory * GIB),
                 keep_seconds=3600 * keep_hours,
+                adapts=workers is None,
             )
             limits = Limits(most_jobs, key_sets, int(disk * GIB))
             settings = uvicorn.Config(

@@ -386,17 +386,34 @@ class Executor:
         with self._lock:
             self._loader.unload(loaded)
 
-    def _ready(self, loaded: Loaded) -> dict[str, str]:
-        """Wait for all workers, and open a context where it is not; return their directories.
+    def adapt(self) -> int:
+        """Take all workers that the cluster has now for the runs to come; return how many.
+
+        Runs that are under way keep theirs. Of clusters that are ours the number stays.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler does not come back.
+        """
+        with self._lock:
+            if self._again is not None:
+                self._find_scheduler()
+                self.workers = len(cluster.workers_of(self.client)) or self.workers
+            return self.workers
+
+    def _ready(self, loaded: Loaded, count: int | None = None) -> dict[str, str]:
+        """Wait for workers, and open a context where it is not; return their directories.
 
         In the order in which a run numbers the workers.
         """
         with self._lock:
             self._find_scheduler()
-            found = cluster.wait_for_workers(self.client, self.workers, self.join_seconds)
+            count = count or self.workers
+            found = cluster.wait_for_workers(self.client, count, self.join_seconds)
             # Those of before first: one that joined late is taken if another is gone.
             ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
-            chosen = set(ordered[: self.workers])
+            chosen = set(ordered[:count])
             self._addresses = [a for a in cluster.in_order(found) if a in chosen]
             found_in = self._hosts.sync(self._addresses)
             where = {address: found_in[address] for address in self._addresses}
@@ -455,9 +472,10 @@ class Executor:
         top_level: int | None = None,
         interpreter: str | InterpreterFactory = "encrypted",
         loaded: Loaded | None = None,
+        workers: int | None = None,
     ) -> Plan:
         """Return the tasks of a program on these workers (see `run`)."""
-        sizes = None
+        workers, sizes = workers or self.workers, None
         analysis = self._analyse(program, top_level, interpreter, loaded or self._prepared)
         if analysis is not None:
             sizes = analysis.node_bytes
@@ -468,10 +486,10 @@ class Executor:
         if machine is None and config.machine():
             machine = load_machine(config.machine())
         if machine is not None and sizes is not None:
-            return search(program, self.workers, stage_work, sizes, machine).plan
+            return search(program, workers, stage_work, sizes, machine).plan
         return make_plan(
             program,
-            self.workers,
+            workers,
             stage_work,
             node_bytes=sizes,
             place=place,
@@ -588,12 +606,13 @@ class Executor:
         """
         _check_inputs(program, inputs)
         loaded = loaded or self._prepared
-        where = self._ready(loaded)
+        workers = self.workers  # it may change meanwhile (`adapt`)
+        if plan is not None:
+            check_plan(plan, program, workers)
+        where = self._ready(loaded, workers)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
-        if plan is not None:
-            check_plan(plan, program, self.workers)
-        else:
+        if plan is None:
             plan = self.plan(
                 program,
                 place=place,
@@ -606,6 +625,7 @@ class Executor:
                 top_level=top_level,
                 interpreter=interpreter,
                 loaded=loaded,
+                workers=workers,
             )
         about = About(title, top_level, self.machine if machine is None else machine)
         snapshot = Snapshot() if resumes else None
@@ -633,7 +653,7 @@ class Executor:
                 logger.warning(
                     "%s; taken up again after %d of the groups of tasks", error, snapshot.groups
                 )
-                where = self._ready(loaded)
+                where = self._ready(loaded, workers)
             else:
                 if checkpoint is not None:
                     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -24,6 +24,7 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.interpreter import run
+from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime import cluster, hosts
 from aegis_dask.runtime.executor import Executor
@@ -323,3 +324,28 @@ def test_what_a_client_has_left_that_is_gone_is_cleaned_up(scheduler: LocalClust
         )
         assert list(held.values()) == [own, own]
         assert executor._hosts.root.is_dir()
+
+
+def test_a_cluster_that_grows_and_shrinks_is_followed(scheduler: LocalCluster) -> None:
+    def expected(executor: Executor) -> None:
+        x = integers(PROGRAM)
+        result = executor.run(PROGRAM, {"x": x}, interpreter="simulated", stage_work=WORK)
+        assert len(result.workers) == executor.workers
+        assert np.array_equal(result.outputs["y"], run(PROGRAM, Simulated(), {"x": x}, STORE)["y"])
+
+    with Executor.connect(scheduler.scheduler_address) as executor:
+        executor.prepare(store=STORE)
+        expected(executor)
+        scheduler.scale(3)
+        scheduler.wait_for_workers(3)
+        try:
+            assert executor.workers == 2
+            assert executor.adapt() == 3
+            expected(executor)
+        finally:
+            scheduler.scale(2)
+        deadline = time.monotonic() + 20
+        while executor.adapt() != 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert executor.workers == 2
+        expected(executor)

@@ -73,6 +73,8 @@ class Runner:
         Memory for the evaluation keys of clients; those not used for longest give way.
     keep_seconds
         How long jobs that have ended, and their results, are kept.
+    adapts
+        Use as many workers as the cluster has when a job begins, if no other one runs.
     """
 
     def __init__(
@@ -84,9 +86,10 @@ class Runner:
         at_once: int = 2,
         keys_bytes: int = 8 << 30,
         keep_seconds: float = 86_400.0,
+        adapts: bool = False,
     ) -> None:
         self.store, self.offers, self.executor = store, offers, executor
-        self.keep_seconds = keep_seconds
+        self.keep_seconds, self.adapts = keep_seconds, adapts
         self.busy_seconds = 0.0
         self._fair = FairShare()
         self._running: dict[str, Running] = {}
@@ -215,6 +218,8 @@ class Runner:
         offer = self.offers[job.offer]
         path = self.store.request_path(job.id)
         x = offer.read_request(Upload(path, job.sha256, job.bytes))
+        if self.adapts and len(self._running) == 1:
+            self.executor.adapt()
         with self._keys.loaded(job.keys, offer) as loaded:
             program, plan = offer.planned(job.length, self.executor, loaded)
             result = self.executor.run(
