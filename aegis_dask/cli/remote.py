@@ -314,15 +314,12 @@ def _fetched(connected: RemoteService, ended: Status, client: Client) -> NDArray
 def _show(
     terminal: Terminal, values: NDArray[Any], output: Path | None, job: str, stats: Any = None
 ) -> None:
-    import numpy as np
-
-    from aegis_dask.service.files import writing
+    from aegis_dask.service.files import write_array
     from aegis_dask.service.summary import describe_precision
     from aegis_dask.terminal import precision_line
 
     if output is not None:
-        with writing(output), output.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
+        write_array(output, values)
         terminal.note(f"Result: {output}")
     first = ", ".join(f"{v:.4f}" for v in values[0, :6])
     terminal.say(f"{values.shape[0]} tokens x {values.shape[1]} features, the first: {first}, ...")

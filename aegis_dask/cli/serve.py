@@ -18,16 +18,17 @@ from aegis_dask.cli.setup import (
     check_cluster,
     cluster,
     find_calibration,
+    job_with_room,
     open_source,
     plan_for,
+    room_for,
 )
-from aegis_dask.errors import ServiceError, TextError
+from aegis_dask.errors import ServiceError
 
 if TYPE_CHECKING:
     from aegis_dask.service.job import Job
     from aegis_dask.terminal import Terminal
 
-DEFAULT_LENGTH = 32
 GIB = 1 << 30
 
 State = Annotated[
@@ -210,32 +211,14 @@ class _Server:
 def _offered(options: JobOptions, store: Any, terminal: Terminal) -> Job:
     """Build a job for texts of every length that there is room for."""
     from aegis_dask.service.http.offers import offered_before
-    from aegis_dask.service.job import make_job, positions_for
     from aegis_dask.service.local import check_memory
 
     source = open_source(options)
-    wanted = options.length or min(DEFAULT_LENGTH, source.model.config.max_positions)
-    if wanted > source.model.config.max_positions:
-        raise TextError(
-            f"--length is {wanted}, {source.model.name} has positions for "
-            f"{source.model.config.max_positions}"
-        )
-    positions = positions_for(wanted)
-
-    def build(ranges: Any) -> Job:
-        return make_job(
-            source.model,
-            ranges,
-            source.graph,
-            positions,
-            tokens=positions,
-            scale_bits=options.scale_bits,
-            allow_insecure=options.insecure,
-        )
-
+    positions = room_for(options, source)
     found = offered_before(store, source.graph, source.model, positions, options.insecure)
     if found is None or options.calibration is not None:
-        found = build(find_calibration(source, options.calibration, positions, terminal))
+        ranges = find_calibration(source, options.calibration, positions, terminal)
+        found = job_with_room(options, source, ranges, positions)
     terminal.warn_if_insecure(found.analysis.params)
     check_memory(found)
     return found

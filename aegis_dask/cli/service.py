@@ -15,8 +15,10 @@ from aegis_dask.cli.setup import (
     check_writable,
     cluster,
     find_calibration,
+    job_with_room,
     open_source,
     plan_for,
+    room_for,
 )
 from aegis_dask.errors import ParameterError, TextError
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from aegis_dask.service.client import Client
     from aegis_dask.terminal import Terminal
 
-DEFAULT_LENGTH = 32
 CLIENT, BUNDLE = "client", "bundle"
 """Folders that ``aegis keys`` makes."""
 
@@ -51,33 +52,17 @@ def keys(
     from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.service.client import Client
     from aegis_dask.service.files import check_new, make_directory, size_of
-    from aegis_dask.service.job import make_job, positions_for
     from aegis_dask.service.local import check_memory
     from aegis_dask.service.summary import describe_job
     from aegis_dask.terminal import Terminal, parameter_lines
 
     terminal = Terminal(as_json)
     check_new(out)
-    source = open_source(
-        JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
-    )
-    wanted = length or min(DEFAULT_LENGTH, source.model.config.max_positions)
-    if wanted > source.model.config.max_positions:
-        raise TextError(
-            f"--length is {wanted}, {source.model.name} has positions for "
-            f"{source.model.config.max_positions}"
-        )
-    positions = positions_for(wanted)
+    options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
+    source = open_source(options)
+    positions = room_for(options, source)
     ranges = find_calibration(source, calibration, positions, terminal)
-    job = make_job(
-        source.model,
-        ranges,
-        source.graph,
-        positions,
-        tokens=positions,
-        scale_bits=scale_bits,
-        allow_insecure=insecure,
-    )
+    job = job_with_room(options, source, ranges, positions)
     terminal.warn_if_insecure(job.analysis.params)
     check_memory(job)
     with terminal.step(f"Making {job.keys.count} keys"):

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.models.graphs import Graph
     from aegis_dask.runtime.executor import Executor
+    from aegis_dask.service.job import Job
     from aegis_dask.service.local import Prepared
     from aegis_dask.service.sources import Ids
     from aegis_dask.terminal import Terminal
+
+
+DEFAULT_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,40 @@ def find_calibration(
     )
     with terminal.step("Calibrating"):
         return measure_calibration(model, length)
+
+
+def room_for(options: JobOptions, source: Source) -> int:
+    """Return the positions of jobs for any text of at most the length that is asked for.
+
+    Raises
+    ------
+    TextError
+        If the model has fewer.
+    """
+    from aegis_dask.service.job import positions_for
+
+    most = source.model.config.max_positions
+    wanted = options.length or min(DEFAULT_LENGTH, most)
+    if wanted > most:
+        raise TextError(f"--length is {wanted}, {source.model.name} has positions for {most}")
+    return positions_for(wanted)
+
+
+def job_with_room(
+    options: JobOptions, source: Source, calibration: Calibration, positions: int
+) -> Job:
+    """Build the job of a graph for texts of any length up to a number of positions."""
+    from aegis_dask.service.job import make_job
+
+    return make_job(
+        source.model,
+        calibration,
+        source.graph,
+        positions,
+        tokens=positions,
+        scale_bits=options.scale_bits,
+        allow_insecure=options.insecure,
+    )
 
 
 def prepare(

@@ -56,14 +56,21 @@ def serving(
     *,
     limits: Limits | None = None,
     starts: bool = True,
+    certificates: Path | None = None,
     **options: Any,
 ) -> Iterator[Served]:
     """Serve a job on a free port."""
     store = Store(directory, serves=True)
     store.recover()
     runner = Runner(store, Offers([job]), executor, **options)
+    tls: dict[str, Any] = {}
+    if certificates is not None:
+        tls = {
+            "ssl_certfile": certificates / "cluster.pem",
+            "ssl_keyfile": certificates / "cluster.key",
+        }
     config = uvicorn.Config(
-        make_app(runner, limits or Limits()), host="127.0.0.1", port=0, log_level="warning"
+        make_app(runner, limits or Limits()), host="127.0.0.1", port=0, log_level="warning", **tls
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -74,7 +81,8 @@ def serving(
     if starts:
         runner.start()
     try:
-        yield Served(f"http://127.0.0.1:{port}", runner, store, job)
+        scheme = "https" if tls else "http"
+        yield Served(f"{scheme}://127.0.0.1:{port}", runner, store, job)
     finally:
         server.should_exit = True
         thread.join(10)

@@ -19,6 +19,7 @@ import pytest
 
 from aegis_dask.ckks.serialization import dumps
 from aegis_dask.errors import ServiceError
+from aegis_dask.runtime.certificates import make_certificates
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.service.http import app as app_module
 from aegis_dask.service.http import runner as runner_module
@@ -370,6 +371,29 @@ def test_an_interface_is_described(served: Served) -> None:
         assert f"\naegis_service_{name} " in metrics
     for path in ("/docs", "/redoc", "/openapi.json", "/"):
         assert httpx2.get(served.url + path).status_code == 404
+
+
+def test_certificates_of_the_cluster_serve_the_service_too(
+    offered: Job, executor: Executor, tmp_path: Path
+) -> None:
+    certificates = tmp_path / "certs"
+    make_certificates(certificates)
+    with serving(
+        tmp_path / "s", offered, executor, starts=False, certificates=certificates
+    ) as served:
+        token = served.store.add_client("alice")
+        with RemoteService(served.url, token, ca=certificates / "ca.pem") as remote:
+            assert len(remote.offers()) == 1
+        with (
+            RemoteService(served.url, token) as remote,
+            pytest.raises(ServiceError, match=r"cannot be reached: .*certificate"),
+        ):
+            remote.offers()
+        with (
+            RemoteService(served.url.replace("https", "http"), token) as remote,
+            pytest.raises(ServiceError, match="cannot be reached"),
+        ):
+            remote.offers()
 
 
 @pytest.mark.parametrize("url", ["", "host", "ftp://host", "http://", "://"])
