@@ -35,9 +35,11 @@ class FairShare:
         if not first:
             return None
         active = {*first, *running}
-        known = [self._used[c] for c in active if c in self._used]
-        least = min(known, default=0.0)
-        self._used = {c: max(self._used.get(c, least), least) for c in active}
+        least = min((self._used[c] for c in active if c in self._used), default=0.0)
+        # Who is away keeps what it has used, until that is no more than it would be given anyway.
+        self._used = {c: used for c, used in self._used.items() if c in active or used > least}
+        for c in active:
+            self._used[c] = max(self._used.get(c, least), least)
         counts = {c: list(running).count(c) for c in first}
         client = min(
             first, key=lambda c: (counts[c], self._used[c], c == self._last, first[c].created)

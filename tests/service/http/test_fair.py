@@ -73,3 +73,27 @@ def test_who_has_nothing_running_comes_first() -> None:
     chosen = fair.choose([job("a", 0), job("b", 1)], ["a"])
     assert chosen is not None
     assert chosen.client == "b"
+
+
+def test_who_comes_and_goes_gets_no_more_than_who_waits() -> None:
+    """A client with one job at a time is away for a moment after each."""
+    fair = FairShare()
+    got = {"waits": 0, "comes and goes": 0}
+    for i in range(40):
+        queue = [job("waits", i)]
+        if i % 2:  # not there when the place after its own job is given away
+            queue.append(job("comes and goes", i + 0.5))
+        chosen = fair.choose(queue, [])
+        assert chosen is not None
+        fair.charge(chosen.client, 1)
+        got[chosen.client] += 1
+    assert got["waits"] >= got["comes and goes"] >= 18
+
+
+def test_clients_that_are_gone_are_forgotten() -> None:
+    fair = FairShare()
+    for i in range(100):
+        fair.choose([job(f"c{i}", i), job("steady", i)], [])
+        fair.charge(f"c{i}", 1)
+        fair.charge("steady", 1)
+    assert len(fair._used) < 5
