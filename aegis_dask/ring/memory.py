@@ -52,6 +52,16 @@ def keep_at_least(size: int) -> None:
         pool.usual = max(pool.usual, size)
 
 
+def age() -> None:
+    """Let the pools give back what has not been used since the call before the last.
+
+    For processes that do one piece of work after the other: sizes that only some of them need would
+    fill the pools in time.
+    """
+    for pool in list(_pools):
+        pool.age()
+
+
 def release() -> None:
     """Give what the pools keep back to the system: for a process that has done its work."""
     for pool in list(_pools):
@@ -93,7 +103,9 @@ class BufferPool:
         self._wanted: list[int] = []
         _pools.add(self)
         self.held = 0
-        self._free: OrderedDict[int, list[NDArray[np.uint8]]] = OrderedDict()  # recent use last
+        # Size -> buffers, each with the age in which it came; recent use last.
+        self._free: OrderedDict[int, list[tuple[int, NDArray[np.uint8]]]] = OrderedDict()
+        self._age = 0
         self._sizes: list[int] = []  # of _free, sorted
         self._lock = threading.Lock()
 
@@ -132,7 +144,7 @@ class BufferPool:
 
     def _take(self, size: int, keep_place: bool = False) -> NDArray[np.uint8]:
         stack = self._free[size]
-        buffer = stack.pop()
+        _, buffer = stack.pop()
         self.held -= size
         if stack and not keep_place:
             self._free.move_to_end(size)
@@ -159,11 +171,25 @@ class BufferPool:
             if size not in self._free:
                 self._free[size] = []
                 insort(self._sizes, size)
-            self._free[size].append(buffer)
+            self._free[size].append((self._age, buffer))
             self._free.move_to_end(size)
             self.held += size
         finally:
             self._lock.release()
+
+    def age(self) -> None:
+        """Free the buffers that nobody has used since the call before the last."""
+        with self._lock:
+            for size in list(self._free):
+                # The last that came is the first that is taken: what is too much stays below.
+                kept = [b for b in self._free[size] if b[0] >= self._age]
+                self.held -= size * (len(self._free[size]) - len(kept))
+                if kept:
+                    self._free[size] = kept
+                else:
+                    del self._free[size]
+                    del self._sizes[bisect_left(self._sizes, size)]
+            self._age += 1
 
     def clear(self) -> None:
         """Free every buffer that is not in use."""

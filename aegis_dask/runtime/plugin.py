@@ -18,6 +18,7 @@ from distributed import WorkerPlugin, get_worker
 
 from aegis_dask.dashboard.metrics import Meter, serve_worker, withdraw_worker
 from aegis_dask.errors import ClusterError
+from aegis_dask.ring.memory import age
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
 from aegis_dask.runtime.graph import make_keys
@@ -94,6 +95,7 @@ class AegisPlugin(WorkerPlugin):
         if self.runs.pop(run, None) is not None:
             for key in [k for k in self.makers if k[0].endswith(f"-{run}")]:
                 del self.makers[key]
+            age()
 
     def _received(self, entry: dict[str, Any]) -> None:
         for run, keys in _by_run(entry["keys"]).items():

@@ -220,3 +220,25 @@ def test_a_buffer_that_comes_while_the_pool_is_in_use_is_let_go(pool: BufferPool
         del array
     assert pool.held == 0
     assert not pool._lock.locked()
+
+
+def test_what_is_not_used_for_two_ages_is_given_back() -> None:
+    pool = BufferPool(1 << 30)
+    often, rarely = (1 << 18,), (1 << 20,)
+    arrays = [pool.empty(often), pool.empty(often), pool.empty(rarely)]
+    size = sum(a.nbytes for a in arrays)
+    del arrays
+    assert pool.held == size
+    for _ in range(3):
+        used = pool.empty(often)
+        del used
+        pool.age()
+    assert pool.held == 4 << 18  # one of the two that are used, and not the large one
+    again = pool.empty(rarely)
+    assert again.nbytes == 4 << 20
+    del again
+    assert pool.held == (4 << 18) + (4 << 20)
+    for _ in range(2):
+        pool.age()
+    assert pool.held == 0
+    assert not pool._sizes
