@@ -86,9 +86,9 @@ def serve(
     """Server: keep a model, its plans and a cluster warm, and answer clients over HTTP."""
     import uvicorn
 
+    from aegis_dask.runtime.security import is_loopback
     from aegis_dask.service.http.app import Limits, make_app
     from aegis_dask.service.http.offers import Offers
-    from aegis_dask.service.http.remote import LOOPBACK
     from aegis_dask.service.http.runner import Runner
     from aegis_dask.service.http.store import Store
     from aegis_dask.terminal import Terminal
@@ -97,7 +97,7 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if (certificate is None) != (key is None):
         raise ServiceError("--certificate and --key belong together; give both")
-    if host not in LOOPBACK and certificate is None:
+    if certificate is None and not is_loopback(host):
         raise ServiceError(
             f"--host {host} is beyond this machine: clients' tokens would travel in the clear; "
             "give --certificate and --key"

@@ -21,13 +21,13 @@ from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.serialization import dumps, loads
 from aegis_dask.errors import SerializationError, ServiceError
 from aegis_dask.program.encrypted import CipherArray
+from aegis_dask.runtime.security import is_loopback
 from aegis_dask.service.client import Client
 from aegis_dask.service.job import Job
 from aegis_dask.service.messages import check_batch
 
 TOKEN = "AEGIS_TOKEN"
 """Environment variable with the token."""
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 RETRIES = 5
 WAIT_SECONDS = 20.0
 ENDED = ("done", "failed", "cancelled")
@@ -112,7 +112,7 @@ class RemoteService:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServiceError(f"{url!r} is no address of a service; give https://HOST:PORT")
-        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise ServiceError(
                 f"{url} would send your token and data in the clear; use https (plain http is for "
                 "this machine only)"
