@@ -93,11 +93,10 @@ def start_local(
         raise ClusterError(f"{workers} workers were asked for; one or more are needed")
     port = 0 if dashboard is True else int(dashboard)
     options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
-    config = {**LOCAL_CONFIG, "distributed.worker.profile.enabled": dashboard is not False}
     # A while after a worker was lost the cluster looks whether there is one of its name, and else
     # gives it up for good. If its successor has been lost just then, that is the wrong moment.
     stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "10 days"}))
-    with dask.config.set(config):
+    with dask.config.set(LOCAL_CONFIG):
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,

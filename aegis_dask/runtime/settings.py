@@ -17,6 +17,9 @@ CONFIG: dict[str, Any] = {
     # A worker that hangs is noticed within a minute, by its silence. One that cannot be reached is
     # noticed by the system within `distributed.comm.timeouts.tcp`, 30 s.
     "distributed.scheduler.worker-ttl": "30s",
+    # Its call trees of the last hour would take a gigabyte of a worker that runs many small jobs,
+    # and they end at the kernels; the operators' times are measured anyway.
+    "distributed.worker.profile.enabled": False,
     # A paused worker waits for memory that no other would free. It is ended at 95 % instead.
     "distributed.worker.memory.pause": False,
 }
