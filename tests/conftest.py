@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import zlib
@@ -43,6 +44,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the run and the test, so that a test is repeated on its own."""
     return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
+
+
+class Log(logging.Handler):
+    """What the library has logged, warnings and worse.
+
+    Clusters silence the handler of pytest's ``caplog``: it is one of the logger of Dask, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage() + "\n"
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """The library's log from now on."""
+    handler, logger = Log(), logging.getLogger("aegis_dask")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,14 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _OTHERS = bytes(set(range(256)) - set(b"[{]}"))
 
 
-def parse_object(text: bytes, what: str, *, floats: bool = False) -> dict[str, Any]:
+def parse_object(
+    text: bytes,
+    what: str,
+    *,
+    floats: bool = False,
+    depth: int = MAX_DEPTH,
+    containers: int = MAX_CONTAINERS,
+) -> dict[str, Any]:
     """Return a JSON object.
 
     Parameters
@@ -35,15 +42,18 @@ def parse_object(text: bytes, what: str, *, floats: bool = False) -> dict[str, A
         Its name in messages, such as ``"the header"``.
     floats
         Whether numbers may have a fraction or an exponent; they are finite then.
+    depth
+        How deep lists and objects may be nested.
+    containers
+        How many of them there may be.
 
     Raises
     ------
     SerializationError
-        If it is something else, is nested more than `MAX_DEPTH` levels deep or has more than
-        `MAX_CONTAINERS` lists and objects, names something twice, or has a number that is not
-        allowed or a string that is not text.
+        If it is something else, is nested deeper or has more lists and objects than it may, names
+        something twice, or has a number that is not allowed or a string that is not text.
     """
-    _check_nesting(text, what)
+    _check_nesting(text, what, depth, containers)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -87,7 +97,12 @@ def parse_object(text: bytes, what: str, *, floats: bool = False) -> dict[str, A
 
 
 def read_object(
-    path: str | os.PathLike[str], limit: int, *, floats: bool = False
+    path: str | os.PathLike[str],
+    limit: int,
+    *,
+    floats: bool = False,
+    depth: int = MAX_DEPTH,
+    containers: int = MAX_CONTAINERS,
 ) -> dict[str, Any]:
     """Return the JSON object in a file of at most `limit` bytes.
 
@@ -106,18 +121,18 @@ def read_object(
         raise SerializationError(
             f"{name} has more than {limit} bytes, which is more than it can need"
         )
-    return parse_object(text, name, floats=floats)
+    return parse_object(text, name, floats=floats, depth=depth, containers=containers)
 
 
-def _check_nesting(text: bytes, what: str) -> None:
+def _check_nesting(text: bytes, what: str, depth: int, containers: int) -> None:
     """Refuse nesting before the JSON parser, which recurses in C, runs.
 
     An empty list takes two bytes of text and 64 of memory, so their number is bounded too.
     """
-    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+    if text.count(b"[") + text.count(b"{") <= depth:
         return
     brackets = np.frombuffer(_STRING.sub(b"", text).translate(_STEPS, _OTHERS), np.int8)
-    if brackets.size > 2 * MAX_CONTAINERS:
-        raise SerializationError(f"{what} has more than {MAX_CONTAINERS} lists and objects")
-    if np.max(np.cumsum(brackets, dtype=np.int32), initial=0) > MAX_DEPTH:
-        raise SerializationError(f"{what} is nested more than {MAX_DEPTH} levels deep")
+    if brackets.size > 2 * containers:
+        raise SerializationError(f"{what} has more than {containers} lists and objects")
+    if np.max(np.cumsum(brackets, dtype=np.int32), initial=0) > depth:
+        raise SerializationError(f"{what} is nested more than {depth} levels deep")

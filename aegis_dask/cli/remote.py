@@ -168,7 +168,7 @@ def run(
         with _watching(terminal) as watch:
             job = connected.submit(where["keys"], client.encrypt(prepared.x), len(prepared.x))
             ended = connected.wait(job.id, watch=watch)
-        values = _fetched(connected, ended, client)
+        values = connected.decrypted(client, ended)
     stats = precision_stats(prepared.expected, values)
     _show(terminal, values, output, job.id, stats)
 
@@ -236,7 +236,7 @@ def fetch(
     with _service(where, token_file) as connected:
         with _watching(terminal) as watch:
             ended = connected.wait(job, watch=watch)
-        values = _fetched(connected, ended, client)
+        values = connected.decrypted(client, ended)
     _show(terminal, values, output, job)
 
 
@@ -303,12 +303,6 @@ def _watching(terminal: Terminal) -> Iterator[Callable[[Status], None]]:
             bar(Progress(int(100 * status.share), 100, status.share, stage, max(0.0, seconds)))
 
         yield watch
-
-
-def _fetched(connected: RemoteService, ended: Status, client: Client) -> NDArray[Any]:
-    if ended.state != "done":
-        raise ServiceError(f"job {ended.id} has {ended.state}: {ended.error or 'by request'}")
-    return client.decrypt(connected.result(ended.id, client.job), ended.length)
 
 
 def _show(

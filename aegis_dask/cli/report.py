@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aegis_dask.cli import options as o
-from aegis_dask.cli.setup import check_writable
+from aegis_dask.cli.setup import check_writable, find_scheduler
 from aegis_dask.errors import ClusterError, SerializationError
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ def report(
     source: Annotated[
         str,
         typer.Argument(
-            help="A file that aegis run --record wrote, or the address of a Dask scheduler, such "
-            "as tcp://10.0.0.5:8786, for a run that it has or had.",
+            help="A file that aegis run --record wrote; or the address of a Dask scheduler, such "
+            "as tls://10.0.0.5:8786, or @NAME for a cluster of aegis cluster up, for a run that it "
+            "has or had.",
             metavar="SOURCE",
         ),
     ],
@@ -33,6 +34,8 @@ def report(
         str | None,
         typer.Option(help="Which run of the scheduler, by its name; the last if not given."),
     ] = None,
+    tls: o.Tls = None,
+    insecure_transport: o.InsecureTransport = False,
     as_json: o.Json = False,
 ) -> None:
     """Write the panels of the dashboard for one run, to an HTML file that needs nothing else."""
@@ -44,11 +47,12 @@ def report(
     terminal = Terminal(as_json)
     target = out or Path("aegis-report.html")
     check_writable(target)
-    if "://" in source:
-        view = _ask(source, run)
-    elif run is not None:
+    if "://" in source or source.startswith("@"):
+        view = _ask(source, run, tls, insecure_transport)
+    elif run is not None or tls is not None or insecure_transport:
         raise SerializationError(
-            f"{source} is a file, with one run in it; --run chooses among those of a scheduler"
+            f"{source} is a file, with one run in it; --run chooses among those of a scheduler, "
+            "--tls and --insecure-transport say how to reach it"
         )
     else:
         view = read_view(Path(source))
@@ -58,7 +62,7 @@ def report(
     terminal.json({"report": str(target), "run": view.run, "state": view.state})
 
 
-def _ask(address: str, run: str | None) -> RunView:
+def _ask(address: str, run: str | None, tls: Path | None, insecure_transport: bool) -> RunView:
     """Return a run that a scheduler knows."""
     from contextlib import ExitStack
 
@@ -66,8 +70,9 @@ def _ask(address: str, run: str | None) -> RunView:
     from aegis_dask.dashboard.view import parse_view
     from aegis_dask.runtime.cluster import connect
 
+    address, security = find_scheduler(address, tls)
     with ExitStack() as stack:
-        client = connect(address, TIMEOUT, None, stack)
+        client = connect(address, TIMEOUT, security, stack, insecure_transport=insecure_transport)
         found = client.run_on_scheduler(view_runs, None)
     if found is None:
         raise ClusterError(

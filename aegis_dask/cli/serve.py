@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ from aegis_dask.cli.setup import (
 from aegis_dask.errors import ServiceError
 
 if TYPE_CHECKING:
+    from aegis_dask.models.checkpoint import BertModel
     from aegis_dask.service.job import Job
     from aegis_dask.terminal import Terminal
 
@@ -91,6 +92,7 @@ def serve(
     from aegis_dask.service.http.offers import Offers
     from aegis_dask.service.http.runner import Runner
     from aegis_dask.service.http.store import Store
+    from aegis_dask.service.sources import open_model
     from aegis_dask.terminal import Terminal
 
     terminal = Terminal(False)
@@ -110,9 +112,11 @@ def serve(
     check_cluster(where)
     store = Store(state, serves=True)
     try:
+        whole = open_model(model, sha256)
         jobs = [
             _offered(
                 JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits),
+                whole,
                 store,
                 terminal,
             )
@@ -167,7 +171,11 @@ class _Server:
 
         self._server = uvicorn.Server(settings)
         self._terminal, self._offers, self._again = terminal, offers, again
-        self.started = False
+
+    @property
+    def started(self) -> bool:
+        """Whether it has listened."""
+        return bool(self._server.started)
 
     def run(self) -> None:
         """Serve until a signal."""
@@ -175,10 +183,9 @@ class _Server:
 
         async def serve() -> None:
             task = asyncio.create_task(self._server.serve())
-            while not self._server.started and not task.done():
+            while not self.started and not task.done():
                 await asyncio.sleep(0.02)
-            if self._server.started:
-                self.started = True
+            if self.started:
                 self._announce()
             await task
 
@@ -208,12 +215,12 @@ class _Server:
         self._terminal.say(f"Listening on {scheme}://{settings.host}:{port}")
 
 
-def _offered(options: JobOptions, store: Any, terminal: Terminal) -> Job:
+def _offered(options: JobOptions, model: BertModel, store: Any, terminal: Terminal) -> Job:
     """Build a job for texts of every length that there is room for."""
     from aegis_dask.service.http.offers import offered_before
     from aegis_dask.service.local import check_memory
 
-    source = open_source(options)
+    source = open_source(options, model)
     positions = room_for(options, source)
     found = offered_before(store, source.graph, source.model, positions, options.insecure)
     if found is None or options.calibration is not None:
@@ -237,11 +244,8 @@ def add_client(
     """Let a client in, and print its token once: only a hash of it is kept."""
     from aegis_dask.service.http.store import Store
 
-    store = Store(state)
-    try:
+    with closing(Store(state)) as store:
         typer.echo(store.add_client(name))
-    finally:
-        store.close()
 
 
 @clients.command("remove")
@@ -252,11 +256,8 @@ def remove_client(
     """Let a client in no more, and delete its keys, jobs and results."""
     from aegis_dask.service.http.store import Store
 
-    store = Store(state)
-    try:
+    with closing(Store(state)) as store:
         store.remove_client(name)
-    finally:
-        store.close()
 
 
 @clients.command("list")
@@ -269,14 +270,11 @@ def list_clients(state: State, as_json: o.Json = False) -> None:
     from aegis_dask.terminal import Terminal, table_of
 
     terminal = Terminal(as_json)
-    store = Store(state)
-    try:
+    with closing(Store(state)) as store:
         rows = []
         for name, created in store.clients().items():
             when = datetime.datetime.fromtimestamp(created).isoformat(" ", "seconds")
             rows.append((name, when, len(store.keys(name)), len(store.jobs(name))))
-    finally:
-        store.close()
     table = table_of("client", "added", "key sets", "jobs")
     for row in rows:
         table.add_row(*map(str, row))

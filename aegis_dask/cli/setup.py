@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aegis_dask.cli.options import ClusterKind
 from aegis_dask.errors import ClusterError, TextError
@@ -55,15 +55,11 @@ class ClusterOptions:
 
     def open(self) -> Executor:
         """Connect to the scheduler, or start workers."""
-        from aegis_dask.runtime import standing
-        from aegis_dask.runtime.security import load_security
         from aegis_dask.service import local
 
-        address = self.scheduler
-        security = None if self.tls is None else load_security(self.tls)
-        if address is not None and address.startswith("@"):
-            address, own = standing.find(address[1:])
-            security = security or own
+        address, security = self.scheduler, None
+        if address is not None:
+            address, security = find_scheduler(address, self.tls)
         return local.open_executor(
             address,
             self.workers,
@@ -71,6 +67,26 @@ class ClusterOptions:
             security=security,
             insecure_transport=self.insecure_transport,
         )
+
+
+def find_scheduler(address: str, tls: Path | None) -> tuple[str, Any]:
+    """Return the address and the certificates for ``tls://...`` or ``@NAME``.
+
+    Raises
+    ------
+    ClusterError
+        If there is no cluster of that name.
+    SecurityError
+        If the directory holds no certificates.
+    """
+    from aegis_dask.runtime import standing
+    from aegis_dask.runtime.security import load_security
+
+    security = None if tls is None else load_security(tls)
+    if not address.startswith("@"):
+        return address, security
+    found, own = standing.find(address[1:])
+    return found, security or own
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +109,14 @@ class Source:
         return Tokenizer.for_model(self.model).encode(text)
 
 
-def open_source(options: JobOptions) -> Source:
-    """Load graph and model."""
+def open_source(options: JobOptions, model: BertModel | None = None) -> Source:
+    """Load graph and model; the model may have been loaded for another graph."""
     from aegis_dask.models.graphs import load_graph
     from aegis_dask.service.sources import first_layers, open_model
 
     graph = load_graph(options.graph)
-    return Source(graph, first_layers(open_model(options.model, options.sha256), graph.layers))
+    model = model or open_model(options.model, options.sha256)
+    return Source(graph, first_layers(model, graph.layers))
 
 
 def find_calibration(

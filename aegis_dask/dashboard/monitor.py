@@ -183,6 +183,16 @@ def begin_run(brief: Mapping[str, Any], dask_scheduler: Any) -> None:
         monitor.begin(brief)
 
 
+def busy_workers(dask_scheduler: Any) -> list[Any]:
+    """Return the names of the workers that runs under way have, by Dask."""
+    monitor = monitor_of(dask_scheduler)
+    if monitor is None:
+        return []
+    here = dask_scheduler.workers
+    running = [run.brief.addresses for run in monitor.runs.values() if run.state == RUNNING]
+    return [here[a].name for addresses in running for a in addresses if a in here]
+
+
 def memory_of(run: str, dask_scheduler: Any) -> list[tuple[int, int, int]]:
     """Return the most that each worker held in a run, its process, and the limit of that."""
     monitor = monitor_of(dask_scheduler)

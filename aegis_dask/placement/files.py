@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from aegis_dask.ckks.files import write_atomically
+from aegis_dask.ckks.strict_json import read_object
 from aegis_dask.errors import ClusterError, SerializationError
 from aegis_dask.placement.cut import Rows
 from aegis_dask.placement.tasks import Argument, Kind, Part, Plan, Take, Task
 from aegis_dask.program.graph import Program
 
 FORMAT, VERSION = "aegis-plan", 1
+MAX_FILE = 1 << 28
+"""Bytes."""
+DEPTH = 10
+"""From the file to the rows of a take, of an argument, of a part of a task."""
+MAX_CONTAINERS = 1 << 22
 _KINDS = get_args(Kind)
 _BY_LIMBS = ("round", "share", "limbs")
 
@@ -167,11 +173,9 @@ def read_plan(path: Path) -> SavedPlan:
         If there is none, it is damaged, or of another version.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = read_object(path, MAX_FILE, floats=True, depth=DEPTH, containers=MAX_CONTAINERS)
     except OSError as e:
         raise SerializationError(f"{path} cannot be read: {e.strerror or e}") from None
-    except (ValueError, RecursionError) as e:
-        raise SerializationError(f"{path} is not JSON: {e}") from None
     try:
         found = _Reader("file", data)
         if found.get("format") != FORMAT:

@@ -1,9 +1,10 @@
 """Checkpoints: what a run has finished, on disk, for another process to take up.
 
-A directory holds ``index.json``, which is replaced as a whole, and a file of each value that later
-layers need: at most those of two layers at a time. The index says of what run they are: program,
-plan and inputs. Sums are compared before a value is used; a checkpoint that is damaged, or of
-something else, is not used, and the run begins at the beginning.
+A directory holds ``index.json``, which is replaced as a whole, the plan, and a file of each value
+that later layers need: at most those of two layers at a time. The index says of what run they are:
+program and inputs. Sums are compared before anything is used; a checkpoint that is damaged, or of
+something else, is not used, and the run begins at the beginning. Another number of workers goes on
+with a plan for the rest (`placement.rest`).
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.serialization import dumps, loads
 from aegis_dask.errors import AegisError
-from aegis_dask.placement.tasks import Plan
+from aegis_dask.placement.files import fingerprint, plan_from_dict, plan_to_dict
+from aegis_dask.placement.rest import finished_stages, live_nodes, pieces_of
+from aegis_dask.placement.tasks import Piece, Plan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
+from aegis_dask.runtime.graph import make_groups
 from aegis_dask.runtime.serialization import Results
+from aegis_dask.runtime.values import join_rows
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -42,18 +47,56 @@ class Snapshot:
 
     Attributes
     ----------
+    plan
+        The plan that runs: of the whole program, or of the rest when an earlier one had to end.
+    known
+        Node -> value, of what earlier plans gave that is still needed.
     groups
-        How many groups are finished, from the first.
+        How many groups of the plan are finished, from the first.
     values
-        Task -> what it gave.
+        Task of the plan -> what it gave.
+    share
+        Of the work of the program, what earlier plans have done, from 0 to 1.
     """
 
+    plan: Plan | None = None
+    known: dict[int, Any] = field(default_factory=dict)
     groups: int = 0
     values: dict[int, Any] = field(default_factory=dict)
+    share: float = 0.0
+
+    def begin(self, plan: Plan, known: dict[int, Any] | None = None, share: float = 0.0) -> None:
+        """Take note of a plan that is to run, and of what it takes beside the inputs."""
+        self.plan, self.known, self.share = plan, known or {}, share
+        self.groups, self.values = 0, {}
 
     def update(self, groups: int, values: dict[int, Any]) -> None:
         """Take note of more."""
         self.groups, self.values = groups, values
+
+    def finished(self, program: Program) -> tuple[set[int], dict[int, Any]]:
+        """Return the stages that need not run again, and the values that the rest takes of them.
+
+        If the plan has no clear cut where the run has got to, what this plan did is lost.
+        """
+        assert self.plan is not None
+        groups = make_groups(program, self.plan)
+        firsts = (groups[self.groups].tasks[0], 0) if self.groups < len(groups) else (0,)
+        for first in firsts:
+            stages = finished_stages(program, self.plan, first)
+            if stages is None:
+                continue
+            nodes = [i for i in live_nodes(program, stages) if i not in program.inputs.values()]
+            new = [i for i in nodes if i not in self.known]
+            pieces = pieces_of(program, self.plan, first, new)
+            if pieces is not None:
+                found = {i: join_rows([self._piece(p) for p in ps]) for i, ps in pieces.items()}
+                return stages, {i: self.known[i] if i in self.known else found[i] for i in nodes}
+        raise AssertionError("a plan can be begun where it begins")
+
+    def _piece(self, piece: Piece) -> Any:
+        value = self.values[piece.task]
+        return value if piece.slot is None else value[piece.slot]
 
 
 @dataclass
@@ -88,11 +131,13 @@ class Checkpoint(Snapshot):
         try:
             index = json.loads(path.read_bytes())
             if index["version"] != _VERSION or index["run"] != run:
-                raise ValueError("it is of another run, plan or version")
-            values = {
-                int(task): _read(about, directory, params)
-                for task, about in index["values"].items()
-            }
+                raise ValueError("it is of another run or version")
+            known, values = (
+                {int(number): _read(about, directory, params) for number, about in part.items()}
+                for part in (index["known"], index["values"])
+            )
+            plan = plan_from_dict(json.loads(_read_file(index["plan"], directory)))
+            found.begin(plan, known, float(index["share"]))
             found.groups, found.values = int(index["groups"]), values
         except (AegisError, OSError, ValueError, KeyError, TypeError) as e:
             logger.warning("the checkpoint in %s is not used: %s", directory, e)
@@ -101,38 +146,47 @@ class Checkpoint(Snapshot):
     def update(self, groups: int, values: dict[int, Any]) -> None:
         """Take note of more, here and on disk; a full disk only ends the writing."""
         super().update(groups, values)
+        assert self.plan is not None
         try:
-            written = {str(task): _write(v, self.directory) for task, v in values.items()}
-            index = {"version": _VERSION, "run": self.run, "groups": groups, "values": written}
+            plan = _write_file(json.dumps(plan_to_dict(self.plan)).encode(), self.directory, "plan")
+            known, written = (
+                {str(number): _write(v, self.directory) for number, v in part.items()}
+                for part in (self.known, values)
+            )
+            index = {
+                "version": _VERSION,
+                "run": self.run,
+                "plan": plan,
+                "known": known,
+                "share": self.share,
+                "groups": groups,
+                "values": written,
+            }
             write_atomically(self.directory / INDEX, [json.dumps(index).encode()], mode=PRIVATE)
         except OSError as e:
             logger.warning(
                 "the run goes on, but its checkpoint in %s stays as it was: %s", self.directory, e
             )
             return
-        used = {INDEX, *(leaf["file"] for v in written.values() for leaf in v["leaves"])}
+        leaves = [leaf for v in (*known.values(), *written.values()) for leaf in v["leaves"]]
+        used = {INDEX, plan["file"], *(leaf["file"] for leaf in leaves)}
         for file in self.directory.iterdir():
             if file.name not in used:
                 with suppress(OSError):
                     file.unlink()
 
 
-def identity(program: Program, plan: Plan, inputs: Mapping[str, Any], extra: str = "") -> str:
-    """Return what a checkpoint must agree on: program, plan and inputs, as a SHA-256 sum.
+def identity(program: Program, inputs: Mapping[str, Any], extra: str = "") -> str:
+    """Return what a checkpoint must agree on: program and inputs, as a SHA-256 sum.
 
     Parameters
     ----------
-    program, plan, inputs
+    program, inputs
         What runs.
     extra
         More that results depend on, such as a name of the weights.
     """
-    digest = hashlib.sha256(extra.encode())
-    for node in program.nodes:
-        digest.update(f"{node.op.name} {node.inputs} {node.shape} {node.depth}\n".encode())
-    for task in plan.tasks:
-        digest.update(f"{task}\n".encode())
-    digest.update(f"{plan.outputs} {plan.kept}".encode())
+    digest = hashlib.sha256(f"{fingerprint(program)} {extra}".encode())
     for name in sorted(inputs):
         digest.update(name.encode())
         digest.update(hashlib.sha256(_bytes_of(_leaf_of(inputs[name]))).digest())
@@ -157,22 +211,32 @@ def _write(value: Any, directory: Path) -> dict[str, Any]:
     leaves = []
     for part in value if several else [value]:
         data = _bytes_of(_leaf_of(part))
-        digest = hashlib.sha256(data).hexdigest()
-        path = directory / f"{digest}.value"
-        if not path.exists():
-            write_atomically(path, [data], mode=PRIVATE)
         shape = list(part.shape) if isinstance(part, CipherArray) else None
-        leaves.append({"file": path.name, "sha256": digest, "shape": shape})
+        leaves.append({**_write_file(data, directory, "value"), "shape": shape})
     return {"several": several, "leaves": leaves}
+
+
+def _write_file(data: bytes, directory: Path, kind: str) -> dict[str, Any]:
+    """Write a file, unless it is there; return its name and sum."""
+    digest = hashlib.sha256(data).hexdigest()
+    path = directory / f"{digest}.{kind}"
+    if not path.exists():
+        write_atomically(path, [data], mode=PRIVATE)
+    return {"file": path.name, "sha256": digest}
+
+
+def _read_file(about: dict[str, Any], directory: Path) -> bytearray:
+    path = directory / Path(about["file"]).name
+    data = bytearray(path.read_bytes())
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise ValueError(f"{path} is damaged: its SHA-256 is another")
+    return data
 
 
 def _read(about: dict[str, Any], directory: Path, params: Parameters | None) -> Any:
     parts = []
     for leaf in about["leaves"]:
-        path = directory / Path(leaf["file"]).name
-        data = bytearray(path.read_bytes())
-        if hashlib.sha256(data).hexdigest() != leaf["sha256"]:
-            raise ValueError(f"{path} is damaged: its SHA-256 is another")
+        data = _read_file(leaf, directory)
         if leaf["shape"] is None:
             parts.append(np.load(io.BytesIO(data), allow_pickle=False))
         else:

@@ -32,8 +32,7 @@ from aegis_dask.placement.files import check_plan
 from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
 from aegis_dask.placement.limbs.record import Recording, record, unrecorded
 from aegis_dask.placement.limbs.rounds import Exchange
-from aegis_dask.placement.plan import make_plan
-from aegis_dask.placement.search import search
+from aegis_dask.placement.planner import Planner
 from aegis_dask.placement.strategy import Strategy, contiguous
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.encrypted import CipherArray
@@ -48,7 +47,7 @@ from aegis_dask.runtime.loading import Loaded, Loader
 from aegis_dask.runtime.measure import WorkerReport
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
-from aegis_dask.runtime.session import Session, WorkerLostError
+from aegis_dask.runtime.session import MoreWorkersError, Session, WorkerLostError
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
 from aegis_dask.runtime.watch import install_monitor, seen, watched
@@ -112,9 +111,10 @@ class Executor:
         directory: Path | None = None,
         ship: bool = False,
         join_seconds: float = JOIN_SECONDS,
+        takes_all: bool = False,
     ) -> None:
         self.client, self.workers, self.threads = client, workers, threads
-        self.join_seconds = join_seconds
+        self.join_seconds, self._takes_all = join_seconds, takes_all
         self.machine: Machine | None = None
         self.is_local = client.cluster is not None
         self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
@@ -243,6 +243,7 @@ class Executor:
         directory: Path | None = None,
         ship: bool = False,
         insecure_transport: bool = False,
+        join_seconds: float = JOIN_SECONDS,
     ) -> Executor:
         """Use a scheduler that is there, and its workers.
 
@@ -251,7 +252,8 @@ class Executor:
         address
             Of the scheduler, for example ``tls://10.0.0.5:8786``.
         workers
-            How many workers to wait for; by default those that have joined, one at least.
+            How many workers to wait for and use; by default those that have joined, one at least,
+            and those that join while a run is under way.
         timeout
             Seconds to wait, for the scheduler and for workers.
         threads_per_worker
@@ -266,6 +268,8 @@ class Executor:
         insecure_transport
             Connect beyond loopback without encryption: whoever reaches the network in between can
             read and change everything, and run code here and there.
+        join_seconds
+            How long a run waits for workers in the place of those that are lost.
 
         Raises
         ------
@@ -286,7 +290,14 @@ class Executor:
             cluster.check_software(client)
             threads = threads_per_worker or min(int(w["nthreads"]) for w in found.values())
             executor = cls(
-                client, workers or len(found), threads, stack, directory=directory, ship=ship
+                client,
+                workers or len(found),
+                threads,
+                stack,
+                directory=directory,
+                ship=ship,
+                join_seconds=join_seconds,
+                takes_all=workers is None,
             )
             stack = executor._stack = stack.pop_all()
             executor._again = again
@@ -402,15 +413,23 @@ class Executor:
                 self.workers = len(cluster.workers_of(self.client)) or self.workers
             return self.workers
 
-    def _ready(self, loaded: Loaded, count: int | None = None) -> dict[str, str]:
+    def _ready(
+        self, loaded: Loaded, count: int | None = None, *, takes_fewer: bool = False
+    ) -> dict[str, str]:
         """Wait for workers, and open a context where it is not; return their directories.
 
-        In the order in which a run numbers the workers.
+        In the order in which a run numbers the workers. With `takes_fewer` those that there are
+        after the time to wait will do.
         """
         with self._lock:
             self._find_scheduler()
             count = count or self.workers
-            found = cluster.wait_for_workers(self.client, count, self.join_seconds)
+            try:
+                found = cluster.wait_for_workers(self.client, count, self.join_seconds)
+            except ClusterError:
+                found = cluster.workers_of(self.client)
+                if not takes_fewer or not found:
+                    raise
             # Those of before first: one that joined late is taken if another is gone.
             ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
             chosen = set(ordered[:count])
@@ -475,8 +494,34 @@ class Executor:
         workers: int | None = None,
     ) -> Plan:
         """Return the tasks of a program on these workers (see `run`)."""
-        workers, sizes = workers or self.workers, None
-        analysis = self._analyse(program, top_level, interpreter, loaded or self._prepared)
+        planner = self._planner(
+            program,
+            place=place,
+            stage_work=stage_work,
+            target_seconds=target_seconds,
+            least_seconds=least_seconds,
+            replicated=replicated,
+            everywhere=everywhere,
+            machine=machine,
+            top_level=top_level,
+            interpreter=interpreter,
+            loaded=loaded or self._prepared,
+        )
+        return planner.plan(workers or self.workers)
+
+    def _planner(
+        self,
+        program: Program,
+        *,
+        stage_work: list[float] | None,
+        machine: Machine | None,
+        top_level: int | None,
+        interpreter: str | InterpreterFactory,
+        loaded: Loaded,
+        **options: Any,
+    ) -> Planner:
+        sizes = None
+        analysis = self._analyse(program, top_level, interpreter, loaded)
         if analysis is not None:
             sizes = analysis.node_bytes
             if stage_work is None:
@@ -485,19 +530,7 @@ class Executor:
             stage_work = [UNKNOWN_STAGE_SECONDS] * len(program.stages)
         if machine is None and config.machine():
             machine = load_machine(config.machine())
-        if machine is not None and sizes is not None:
-            return search(program, workers, stage_work, sizes, machine).plan
-        return make_plan(
-            program,
-            workers,
-            stage_work,
-            node_bytes=sizes,
-            place=place,
-            target_seconds=target_seconds,
-            least_seconds=least_seconds,
-            replicated=replicated,
-            everywhere=everywhere,
-        )
+        return Planner(program, stage_work, sizes, machine, **options)
 
     def _analyse(
         self,
@@ -538,6 +571,7 @@ class Executor:
         machine: Machine | None = None,
         top_level: int | None = None,
         resumes: int = RESUMES,
+        grows: bool | None = None,
         loaded: Loaded | None = None,
         plan: Plan | None = None,
         checkpoint: Path | None = None,
@@ -580,15 +614,20 @@ class Executor:
             Tasks to run, for this program and number of workers (`plan`, `placement.files`); none
             is then made, and nothing that says how is asked for.
         resumes
-            How often a run in which a worker is lost is taken up again, once another worker is in
-            its place: after the last layer that is finished, with the same residues. Not where the
-            worker ran out of memory, which it would again.
+            How often a run in which a worker is lost is taken up again, after the last layer that
+            is finished, with the same residues. Once another worker is in its place; if none comes,
+            the rest is planned anew for those that are left. Not where the worker ran out of
+            memory, which it would again.
+        grows
+            Begin with all workers that the cluster has, and whenever more have joined when a layer
+            ends plan the rest anew, for all of them. By default where the executor was connected to
+            a cluster without a number of workers, and no plan is given.
         loaded
             Keys and weights that `load` has given to the workers; by default those of `prepare`.
         checkpoint
             Directory for what is finished, layer by layer. A run that finds a checkpoint of its
-            own, of the same program, plan and inputs, goes on there; when it ends, the checkpoint
-            is deleted.
+            own, of the same program and inputs, goes on there, by the plan that it had if it was
+            for as many workers; when it ends, the checkpoint is deleted.
         cancelled
             Ends the run when it is set.
         title
@@ -607,33 +646,37 @@ class Executor:
         _check_inputs(program, inputs)
         loaded = loaded or self._prepared
         workers = self.workers  # it may change meanwhile (`adapt`)
+        if grows is None:
+            grows = self._takes_all and plan is None
         if plan is not None:
             check_plan(plan, program, workers)
+        elif grows:
+            workers = self._count() or workers
         where = self._ready(loaded, workers)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
-        if plan is None:
-            plan = self.plan(
-                program,
-                place=place,
-                stage_work=stage_work,
-                target_seconds=target_seconds,
-                least_seconds=least_seconds,
-                replicated=replicated,
-                everywhere=everywhere,
-                machine=machine,
-                top_level=top_level,
-                interpreter=interpreter,
-                loaded=loaded,
-                workers=workers,
-            )
+        planner = self._planner(
+            program,
+            place=place,
+            stage_work=stage_work,
+            target_seconds=target_seconds,
+            least_seconds=least_seconds,
+            replicated=replicated,
+            everywhere=everywhere,
+            machine=machine,
+            top_level=top_level,
+            interpreter=interpreter,
+            loaded=loaded,
+        )
         about = About(title, top_level, self.machine if machine is None else machine)
-        snapshot = Snapshot() if resumes else None
+        snapshot: Snapshot | None = Snapshot() if resumes or grows else None
         if checkpoint is not None:
             kind = interpreter if isinstance(interpreter, str) else type(interpreter).__qualname__
-            run = identity(program, plan, inputs, f"{loaded.weights} {kind}")
+            run = identity(program, inputs, f"{loaded.weights} {kind}")
             snapshot = Checkpoint.open(checkpoint, run, loaded.context.params)
-        for attempt in range(resumes + 1):
+        resumed = 0
+        while True:
+            plan = _plan_for(planner, len(where), plan, snapshot)
             try:
                 result = self._execute(
                     program,
@@ -645,20 +688,30 @@ class Executor:
                     loaded=loaded,
                     snapshot=snapshot,
                     cancelled=cancelled,
-                    about=replace(about, resumed=attempt),
+                    about=replace(about, resumed=resumed),
+                    grows=grows,
                 )
             except WorkerLostError as error:
-                if snapshot is None or attempt == resumes:
+                if snapshot is None or resumed == resumes:
                     raise
+                resumed += 1
                 logger.warning(
                     "%s; taken up again after %d of the groups of tasks", error, snapshot.groups
                 )
-                where = self._ready(loaded, workers)
+                where = self._ready(loaded, len(where), takes_fewer=True)
+            except MoreWorkersError as news:
+                logger.info("%s; the rest is planned for all of them", news)
+                where = self._ready(loaded, self._count(), takes_fewer=True)
             else:
                 if checkpoint is not None:
                     shutil.rmtree(checkpoint, ignore_errors=True)
-                return replace(result, resumed=attempt)
-        raise AssertionError
+                return replace(result, resumed=resumed)
+
+    def _count(self) -> int:
+        """Return how many workers the cluster has."""
+        with self._lock:
+            self._find_scheduler()
+            return len(cluster.workers_of(self.client))
 
     def record(
         self, program: Program, inputs: Mapping[str, CipherArray], late: bool = False
@@ -743,7 +796,11 @@ class Executor:
         snapshot: Snapshot | None = None,
         cancelled: threading.Event | None = None,
         about: About | None = None,
+        grows: bool = False,
     ) -> Result:
+        known = {program.inputs[name]: value for name, value in inputs.items()}
+        if snapshot is not None:
+            known |= snapshot.known
         run = uuid.uuid4().hex[:8]
         addresses = tuple(where)
         spec = RunSpec(
@@ -756,7 +813,9 @@ class Executor:
             self._load_file(),
             by_limbs and by_limbs[1],
         )
-        session = Session(self.client, self._events, spec, plan, progress, snapshot, cancelled)
+        session = Session(
+            self.client, self._events, spec, plan, progress, snapshot, cancelled, grows=grows
+        )
         file = Path(f"run-{run}.pickle")
         threads = None if loaded.context.params is None else self.threads
         try:
@@ -764,7 +823,7 @@ class Executor:
                 brief = self._brief(session, about or About(), loaded)
                 with watched(self.client, brief), self._connected(session):
                     self._start(spec, file, where, threads)
-                    pieces = session.execute(inputs)
+                    pieces = session.execute(known)
                     reports: dict[str, WorkerReport] = self.client.run(
                         plugin.report_run, run, workers=list(addresses)
                     )
@@ -778,9 +837,8 @@ class Executor:
         else:
             outputs = {name: _joined(*by_limbs, name, parts) for name, parts in pieces.items()}
         for name, node in program.outputs.items():
-            if name not in outputs:  # an input that is an output
-                label = next(n for n, i in program.inputs.items() if i == node)
-                outputs[name] = inputs[label]
+            if name not in outputs:  # an input that is an output, or it was known before
+                outputs[name] = known[node]
         return self._result(session, brief, outputs, reports, loaded.context.params)
 
     @staticmethod
@@ -885,6 +943,34 @@ class Executor:
             about=about,
             view=seen(self.client, brief, session.begin, session.seconds, reports, transfers.pairs),
         )
+
+
+def _plan_for(planner: Planner, workers: int, plan: Plan | None, snapshot: Snapshot | None) -> Plan:
+    """Return a plan that goes on where a run has got to, and take note of it.
+
+    A plan that is for as many workers stays.
+    """
+    if snapshot is not None and snapshot.plan is not None:
+        if snapshot.plan.workers == workers:
+            return snapshot.plan
+        stages, known = snapshot.finished(planner.program)
+        plan = planner.plan(workers, stages)
+        logger.warning(
+            "%d workers instead of %d: %d of %d stages are finished, the rest is planned anew",
+            workers,
+            snapshot.plan.workers,
+            len(stages),
+            len(planner.program.stages),
+        )
+        work = planner.stage_work
+        share = sum(work[i] for i in stages) / (sum(work) or 1.0)
+        snapshot.begin(plan, known, share)
+        return plan
+    if plan is None:
+        plan = planner.plan(workers)
+    if snapshot is not None:
+        snapshot.begin(plan)
+    return plan
 
 
 def _joined(recording: Recording, known: LimbProgram, name: str, parts: list[Any]) -> CipherArray:

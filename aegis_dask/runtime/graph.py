@@ -106,7 +106,8 @@ def make_groups(program: Program, plan: Plan, most: int = GROUP_TASKS) -> list[G
     scope = ""  # of the current group; stages without one stay in it
     for task in tasks:
         path = program.stages[task.stage].name.split("/")
-        own = path[0] if len(path) > 1 else scope
+        # An input may be what a layer gave that is finished; it belongs where it is taken.
+        own = path[0] if len(path) > 1 and task.kind != "input" else scope
         if not starts or (scope and own != scope) or task.index - starts[-1] >= most:
             starts.append(task.index)
             names.append("")

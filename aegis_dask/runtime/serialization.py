@@ -55,8 +55,6 @@ class Damaged:
     An exception while Dask reads a message would leave the tasks that wait for it waiting for ever.
     """
 
-    nbytes: int = 0
-
 
 def check_intact(value: Any) -> None:
     """Check that a value has arrived as it was sent.

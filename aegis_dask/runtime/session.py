@@ -54,6 +54,10 @@ class RunCancelledError(ClusterError):
     """Somebody wanted the run to end."""
 
 
+class MoreWorkersError(ClusterError):
+    """More workers have joined; the run can go on with them, where it has got to."""
+
+
 class Session:
     """A run.
 
@@ -69,6 +73,8 @@ class Session:
         Where to begin, and where to note what is finished; nothing is noted without one.
     cancelled
         Ends the run when it is set.
+    grows
+        Whether to end between two layers when the cluster has more workers than the run.
     """
 
     def __init__(
@@ -80,8 +86,11 @@ class Session:
         progress: ProgressCallback | None,
         snapshot: Snapshot | None = None,
         cancelled: threading.Event | None = None,
+        *,
+        grows: bool = False,
     ) -> None:
         self._hub, self.snapshot, self._cancelled = hub, snapshot, cancelled
+        self._grows, self._joined = grows and snapshot is not None, 0
         self.client, self.spec, self.plan, self.progress = client, spec, plan, progress
         self.program, self.tasks = spec.program, plan.tasks
         self.keys: list[Key] = make_keys(self.program, self.tasks, spec.run)
@@ -108,13 +117,22 @@ class Session:
         self._last_sign = self._last_progress = 0.0
         self.compute_tasks = sum(t.kind != "input" for t in self.tasks)
         self._work = sum(t.seconds for t in self.tasks) or 1.0
-        self._worked, self._finished = 0.0, 0
+        earlier = self.tasks[: self.groups[self.first].tasks[0]] if self.first else []
+        self._worked = sum(t.seconds for t in earlier)
+        self._finished = sum(t.kind != "input" for t in earlier)
 
-    def execute(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def execute(self, known: Mapping[int, Any]) -> dict[str, list[Any]]:
         """Run, and return the pieces of every output.
+
+        Parameters
+        ----------
+        known
+            Node -> value, of the inputs and of what else is known already.
 
         Raises
         ------
+        MoreWorkersError
+            If there are more workers, and the run was to be told.
         ClusterError
             If a task fails or a worker is lost, or the run is cancelled. The cluster is left clean.
         KeyboardInterrupt
@@ -123,7 +141,7 @@ class Session:
         with self._hub.listening(lambda kind, content: self.events.put((kind, content))):
             try:
                 self._look_at_workers()
-                self._send(inputs)
+                self._send(known)
                 self.begin = self._last_sign = time.time()
                 self._run_groups()
                 self.seconds = time.time() - self.begin
@@ -172,21 +190,21 @@ class Session:
             return
         self._last_progress = now
         name = self.program.stages[self.tasks[index].stage].name
-        share = min(1.0, self._worked / self._work)
+        before = 0.0 if self.snapshot is None else self.snapshot.share  # by earlier plans
+        share = before + (1 - before) * min(1.0, self._worked / self._work)
         self.progress(Progress(self._finished, total, share, name, now - self.begin))
 
     # -- submitting --------------------------------------------------------------------------
 
-    def _send(self, inputs: Mapping[str, Any]) -> None:
+    def _send(self, known: Mapping[int, Any]) -> None:
         """Send to each worker the rows of the inputs that it needs, not through the scheduler."""
-        names = {node: name for name, node in self.program.inputs.items()}
         if self.snapshot is not None:
             for index, value in self.snapshot.values.items():
                 self._send_one(index, value)
         for task in self.tasks:
             if task.kind != "input" or task.index not in self._input_last_use:
                 continue
-            value = inputs[names[task.results[0]]]
+            value = known[task.results[0]]
             part = value if task.rows is None else rows_of(value, *task.rows)
             if task.limbs is not None:
                 part = limbs_of(part, task.limbs)
@@ -206,7 +224,9 @@ class Session:
         held = [*sent, *waiting]
         last_look = time.time()
         while waiting or running:
-            while waiting and self._has_room(running, waiting[0]):
+            if self._joined and waiting and not running:
+                raise MoreWorkersError(f"{self._joined} workers have joined")
+            while waiting and not self._joined and self._has_room(running, waiting[0]):
                 self._submit(waiting[0])
                 running.append(waiting.pop(0))
             self._wait(min(0.5, POLL_SECONDS))
@@ -390,6 +410,8 @@ class Session:
         for address in self.spec.addresses:
             info = workers[address]
             self._limits[address] = info.get("status", ""), int(info.get("memory_limit") or 0)
+        if self._grows:
+            self._joined = max(0, len(workers) - len(self.spec.addresses))
         paused = [a for a, (status, _) in self._limits.items() if status == "paused"]
         if paused and time.time() - max(self._last_sign, self.begin) > PAUSED_SECONDS > 0:
             raise ClusterError(

@@ -1,4 +1,4 @@
-"""Requests and responses as directories: one file of ciphertexts and what it is about."""
+"""What travels: keys as a file; requests and responses as directories, or their files alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from math import prod
 from pathlib import Path
 from reprlib import repr as shorten
 
+from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.files import PRIVATE
+from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.serialization import load, save
 from aegis_dask.ckks.wire import MOST_OVERHEAD, RESIDUE_BYTES
@@ -23,10 +25,13 @@ from aegis_dask.service.files import (
     writing,
 )
 from aegis_dask.service.job import Job
+from aegis_dask.service.keys import AnyKeys
 
 MESSAGE, DATA = "message.json", "ciphertexts.aegis"
 MAX_MESSAGE = 1 << 16
 """Bytes of ``message.json``."""
+SPARSE_KEY = 16 << 20
+"""Bytes that the key to the ephemeral secret may take, which the list of keys leaves out."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,41 @@ class Message:
                 f"{directory / MESSAGE} gives the shape {shorten(about.get('shape'))}; it must "
                 f"be {list(shape)}"
             )
-        check_size(directory / DATA, most_bytes(job, prod(shape)))
+        check_size(directory / DATA, most_bytes(job))
         with reading(directory / DATA):
             batch = load(directory / DATA, job.params, expect=Ciphertext)
         check_batch(batch, shape, level, str(directory / DATA))
         return cls(job.fingerprint, length, CipherArray(batch, shape))
 
 
-def most_bytes(job: Job, count: int) -> int:
-    """Return the largest size of a file with so many ciphertexts of a job."""
-    params = job.analysis.params
+def read_keys(path: Path, job: Job) -> AnyKeys:
+    """Read and check the evaluation keys of a job.
+
+    Raises
+    ------
+    SerializationError
+        If the file is missing, too large, damaged, or holds something else.
+    IncompatibleError
+        If the keys belong to other parameters.
+    """
+    check_size(path, most_keys_bytes(job))
+    with reading(path):
+        if job.bootstrapping is not None:
+            return load(path, job.bootstrapping, expect=BootstrappingKeys)
+        return load(path, job.params, expect=EvaluationKeys)
+
+
+def most_keys_bytes(job: Job) -> int:
+    """Return the largest size of a file with the evaluation keys of a job.
+
+    Only one half of each key is written, so this is about twice what the file should have.
+    """
+    return MOST_OVERHEAD + job.keys.nbytes + SPARSE_KEY
+
+
+def most_bytes(job: Job) -> int:
+    """Return the largest size of a file with the inputs, or the outputs, of a job."""
+    params, count = job.analysis.params, prod(job.layout.shape)
     limbs = max(len(params.window(level)) for level in range(params.max_level + 1))
     return MOST_OVERHEAD + count * 2 * limbs * params.ring_degree * RESIDUE_BYTES
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
-from aegis_dask.ckks.keys import EvaluationKeys
-from aegis_dask.ckks.serialization import load
-from aegis_dask.ckks.wire import MOST_OVERHEAD
 from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.graphs import Graph
 from aegis_dask.models.programs import INPUT, OUTPUT
@@ -17,13 +13,10 @@ from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result
 from aegis_dask.service.client import JOB, KEYS
-from aegis_dask.service.files import check_new, check_size, read_json, reading
+from aegis_dask.service.files import check_new, read_json
 from aegis_dask.service.job import Job, read_job
 from aegis_dask.service.keys import AnyKeys
-from aegis_dask.service.messages import Message
-
-SPARSE_KEY = 16 << 20
-"""Bytes that the key to the ephemeral secret may take, which the list of keys leaves out."""
+from aegis_dask.service.messages import Message, read_keys
 
 
 class Server:
@@ -106,9 +99,4 @@ class Server:
 def read_bundle(bundle: Path, model: BertModel, graph: Graph) -> tuple[Job, AnyKeys]:
     """Return job and evaluation keys of a bundle (see `Server.open`)."""
     job = read_job(read_json(bundle / JOB), model, graph)
-    # Only one half of each key is written, so this is about twice what the file should have.
-    check_size(bundle / KEYS, MOST_OVERHEAD + job.keys.nbytes + SPARSE_KEY)
-    with reading(bundle / KEYS):
-        if job.bootstrapping is not None:
-            return job, load(bundle / KEYS, job.bootstrapping, expect=BootstrappingKeys)
-        return job, load(bundle / KEYS, job.params, expect=EvaluationKeys)
+    return job, read_keys(bundle / KEYS, job)

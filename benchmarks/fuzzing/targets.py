@@ -28,6 +28,8 @@ from aegis_dask.models.calibration import Calibration
 from aegis_dask.models.checkpoint import load_bert, random_bert
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.placement.devices import MACHINES, load_machine
+from aegis_dask.placement.files import read_plan, write_plan
+from aegis_dask.placement.plan import make_plan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.service.description import read_description
 from aegis_dask.service.files import read_json
@@ -190,6 +192,12 @@ def _json(e: Examples, folder: Path) -> list[Target]:
         return open_expanded_bootstrapping(raised, e.bootstrapping, verify=True)
 
     machines = tuple(as_json(m.to_dict()) for m in MACHINES.values())
+
+    def plan_for(workers: int) -> bytes:
+        plan = make_plan(job.program, workers, [1.0] * len(job.program.stages))
+        return file_of(lambda p: write_plan(p, plan, job.program), folder)
+
+    plans = tuple(map(plan_for, (1, 3)))
     return [
         Target(
             "job.json",
@@ -214,6 +222,7 @@ def _json(e: Examples, folder: Path) -> list[Target]:
             "json",
         ),
         Target("machine", machines, from_file(lambda p: load_machine(str(p))), "json"),
+        Target("plan", plans, from_file(read_plan), "json", share=0.3),
         Target("key-index", (indices[0],), parse_index, "json", share=0.5),
         Target("bootstrapping-key-index", (indices[1],), parse_raised, "json", share=0.3),
     ]

@@ -127,7 +127,7 @@ def browser(folder: Path) -> Iterator[Page]:
         port = _port(profile / "DevToolsActivePort", process)
         page = loop.run_until_complete(_connect(port))
         yield Page(page, loop)
-        page.close()
+        loop.run_until_complete(_close(page))
     finally:
         process.terminate()
         try:
@@ -145,6 +145,10 @@ def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
             return int(lines[0])
         time.sleep(0.05)
     raise RuntimeError("Chromium does not start")
+
+
+async def _close(page: WebSocketClientConnection) -> None:
+    page.close()  # it takes the loop that runs
 
 
 async def _connect(port: int) -> WebSocketClientConnection:

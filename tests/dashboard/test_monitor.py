@@ -11,19 +11,14 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 
-from aegis_dask.ckks.encryptor import Encryptor
-from aegis_dask.ckks.keys import KeyGenerator
-from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.dashboard.brief import make_brief
 from aegis_dask.dashboard.monitor import KEPT, NAME, RUNS, TASKS, Monitor, begin_run, view_runs
 from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, RUNNING, RunView, parse_view
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.plan import make_plan
-from aegis_dask.program.encrypted import CipherArray
-from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime.executor import Executor
 from tests.dashboard.synthetic import make_run
-from tests.runtime.programs import SLOTS, chain, failing, integers, model
+from tests.runtime.programs import chain, failing, integers, model, someone
 
 PROGRAM, STORE = model()
 WORK = [1.0] * len(PROGRAM.stages)
@@ -80,25 +75,16 @@ def test_the_monitor_sees_what_the_result_reports(executor: Executor) -> None:
 
 
 def test_bytes_memory_and_levels_of_an_encrypted_run_are_beside_the_plan() -> None:
-    params = Parameters.preset("insecure-n10-d40")
-    needed = analyse(PROGRAM, params).keys
-    generator = KeyGenerator(params)
-    secret = generator.secret_key()
-    keys = generator.evaluation_keys(
-        secret, rotations=list(needed.rotations), conjugation=needed.conjugation is not None
-    )
-    x = integers(PROGRAM) * 0.01
-    batch = Encryptor(params, secret).encrypt(x.reshape(-1, SLOTS))
+    client = someone()
     with Executor.local(workers=2, processes=False, protocol="tcp://") as executor:
-        executor.prepare(params, keys, STORE)
-        inputs = {"x": CipherArray(batch, x.shape[:-1])}
-        view = executor.run(PROGRAM, inputs, stage_work=WORK, target_seconds=0.3).view
+        executor.prepare(client.params, client.keys, STORE)
+        view = executor.run(PROGRAM, client.inputs, stage_work=WORK, target_seconds=0.3).view
     assert view is not None
     assert view.pairs
     assert all(p.measured == p.planned for p in view.pairs)
     assert view.precision_bits == 30
     assert all(d.planned_peak and d.peak for d in view.devices)
-    assert {c.high for c in view.columns} <= set(range(params.max_level + 1))
+    assert {c.high for c in view.columns} <= set(range(client.params.max_level + 1))
 
 
 def test_a_task_that_fails_is_told_with_words_of_ours(executor: Executor) -> None:

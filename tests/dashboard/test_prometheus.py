@@ -17,13 +17,8 @@ from typing import Any
 
 import pytest
 
-from aegis_dask.ckks.encryptor import Encryptor
-from aegis_dask.ckks.keys import KeyGenerator
-from aegis_dask.ckks.parameters import Parameters
-from aegis_dask.program.encrypted import CipherArray
-from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime.executor import Executor
-from tests.runtime.programs import SLOTS, integers, model
+from tests.runtime.programs import model, someone
 
 PROMETHEUS = shutil.which("prometheus")
 DASHBOARDS = Path(__file__).parents[2] / "dashboards"
@@ -91,24 +86,15 @@ def prometheus(folder: Path, scheduler: str) -> Iterator[Callable[[str], list[An
 @pytest.mark.skipif(PROMETHEUS is None, reason="the Debian package prometheus is not installed")
 def test_every_query_has_an_answer_while_a_program_runs(tmp_path: Path) -> None:
     program, store = model()
-    params = Parameters.preset("insecure-n10-d40")
-    needed = analyse(program, params).keys
-    generator = KeyGenerator(params)
-    secret = generator.secret_key()
-    keys = generator.evaluation_keys(
-        secret, rotations=list(needed.rotations), conjugation=needed.conjugation is not None
-    )
-    x = integers(program) * 0.01
-    batch = Encryptor(params, secret).encrypt(x.reshape(-1, SLOTS))
-    inputs = {"x": CipherArray(batch, x.shape[:-1])}
+    client = someone()
     missing = queries()
     with Executor.local(workers=2, threads_per_worker=1, dashboard=True) as executor:
-        executor.prepare(params, keys, store)
+        executor.prepare(client.params, client.keys, store)
         scheduler = executor.dashboard_link.split("/")[2]
         with prometheus(tmp_path, scheduler) as ask:
             deadline = time.monotonic() + 120
             while missing and time.monotonic() < deadline:
-                executor.run(program, inputs)
+                executor.run(program, client.inputs)
                 missing = [query for query in missing if not ask(query)]
             up = ask("up == 1")
     assert not missing

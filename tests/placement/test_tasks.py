@@ -46,20 +46,25 @@ def state_of(program: Program, plan: Plan) -> RunState:
 
 
 def run_tasks(program: Program, plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the tasks of a plan one after the other; a task has what its sources gave."""
+    """Run the tasks of a plan one after the other; return the outputs."""
+    values = values_of(program, plan, {program.inputs[name]: x for name, x in inputs.items()})
+    return {n: join_rows([values[i] for i in tasks]) for n, tasks in plan.outputs.items()}
+
+
+def values_of(program: Program, plan: Plan, known: Mapping[int, Any]) -> dict[int, Any]:
+    """Return what every task gives; a task has what its sources gave, inputs are known."""
     state = state_of(program, plan)
-    names = {node: name for name, node in program.inputs.items()}
     values: dict[int, Any] = {}
     for task in plan.tasks:
         if task.kind == "input":
-            value = inputs[names[task.results[0]]]
+            value = known[task.results[0]]
             values[task.index] = value if task.rows is None else rows_of(value, *task.rows)
             continue
         given = [values[i] for i in task.sources]
         worker = Worker(f"w{task.owner}")
         values[task.index] = state.run(task.index, given, worker)
         assert [e["task"] for e in worker.events] == [task.index]
-    return {n: join_rows([values[i] for i in tasks]) for n, tasks in plan.outputs.items()}
+    return values
 
 
 @st.composite

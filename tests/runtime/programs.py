@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ from numpy.typing import NDArray
 
 from aegis_dask.circuits import linear
 from aegis_dask.circuits.packing import feature_layout
+from aegis_dask.ckks.encryptor import Encryptor
+from aegis_dask.ckks.evaluator import Evaluator
+from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
+from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import LevelError
+from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Capture, Program, capture, total
+from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
+from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime.context import Context
 
 SLOTS = 512
@@ -70,6 +78,40 @@ def integers(program: Program) -> NDArray[np.complex128]:
     """Slots of small integers for the input of `model`."""
     shape = program.nodes[program.inputs["x"]].shape
     return np.random.default_rng(8).integers(-3, 4, (*shape, SLOTS)) + 0j
+
+
+@dataclass(frozen=True)
+class Someone:
+    """A client of `model`: parameters, fresh evaluation keys and an encrypted input."""
+
+    params: Parameters
+    keys: EvaluationKeys
+    x: CipherArray
+
+    @property
+    def inputs(self) -> dict[str, CipherArray]:
+        """For a run."""
+        return {"x": self.x}
+
+    def expected(self) -> dict[str, CipherArray]:
+        """The outputs, computed in this process."""
+        program, store = model()
+        return run(program, Encrypted(Evaluator(self.params, self.keys)), self.inputs, store)
+
+
+def someone() -> Someone:
+    """Make a client."""
+    program, _ = model()
+    params = Parameters.preset("insecure-n10-d40")
+    needed = analyse(program, params).keys
+    generator = KeyGenerator(params)
+    secret = generator.secret_key()
+    keys = generator.evaluation_keys(
+        secret, rotations=list(needed.rotations), conjugation=needed.conjugation is not None
+    )
+    slots = integers(program) * 0.01
+    batch = Encryptor(params, secret).encrypt(slots.reshape(-1, SLOTS))
+    return Someone(params, keys, CipherArray(batch, slots.shape[:-1]))
 
 
 def chain(length: int, rows: int = 4) -> Program:

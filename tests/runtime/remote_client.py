@@ -15,18 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from aegis_dask.ckks.encryptor import Encryptor
-from aegis_dask.ckks.evaluator import Evaluator
-from aegis_dask.ckks.keys import KeyGenerator
-from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import AegisError
-from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
-from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.security import load_security
-from tests.runtime.programs import SLOTS, SlowFactory, chain, integers, model
+from tests.runtime.programs import SLOTS, SlowFactory, chain, model, someone
 
 WORKERS = 2
 PLAIN = "none"
@@ -36,17 +30,10 @@ PLAIN = "none"
 def encrypted(executor: Executor) -> dict[str, Any]:
     """Run a program with everything that cutting must handle."""
     program, store = model()
-    params = Parameters.preset("insecure-n10-d40")
-    generator = KeyGenerator(params)
-    secret = generator.secret_key()
-    needed = analyse(program, params).keys
-    keys = generator.evaluation_keys(secret, rotations=list(needed.rotations), conjugation=True)
-    x = integers(program) * 0.01
-    batch = Encryptor(params, secret).encrypt(x.reshape(-1, SLOTS))
-    value = CipherArray(batch, x.shape[:-1])
-    expected = run(program, Encrypted(Evaluator(params, keys)), {"x": value}, store)
-    executor.prepare(params, keys, store)
-    result = executor.run(program, {"x": value}, stage_work=[1.0] * len(program.stages))
+    client = someone()
+    expected = client.expected()
+    executor.prepare(client.params, client.keys, store)
+    result = executor.run(program, client.inputs, stage_work=[1.0] * len(program.stages))
     same = [
         np.array_equal(result.outputs[n].batch.data, expected[n].batch.data) for n in ("y", "sum")
     ]

@@ -13,6 +13,7 @@ import pytest
 from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.keys import KeyGenerator
 from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.placement.planner import Planner
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
@@ -21,6 +22,7 @@ from aegis_dask.runtime.checkpoints import Checkpoint, identity
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.serialization import Results
 from aegis_dask.runtime.session import RunCancelledError
+from tests.conftest import Log
 from tests.runtime.programs import SLOTS, SlowFactory, chain
 
 LAYERS, ROWS = 4, 4
@@ -57,11 +59,11 @@ def stopped(tmp_path: Path, groups: int = 2) -> Path:
     return directory
 
 
-def finish(tmp_path: Path, directory: Path, x: Any = X) -> int:
+def finish(tmp_path: Path, directory: Path, x: Any = X, workers: int = 2) -> int:
     """Run to the end with a checkpoint; return the rotations that were done."""
     log = tmp_path / "log"
     log.write_text("")
-    with Executor.local(2, 1, processes=False) as executor:
+    with Executor.local(workers, 1, processes=False) as executor:
         result = executor.run(
             PROGRAM,
             {"x": x},
@@ -87,19 +89,26 @@ def test_another_executor_goes_on_after_the_last_finished_layer(tmp_path: Path) 
     assert finish(tmp_path, directory) <= WHOLE - 2 * 4 * 2
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_another_number_of_workers_goes_on_too(tmp_path: Path, workers: int) -> None:
+    directory = stopped(tmp_path)
+    parts = max(2, workers)  # of every stage
+    assert finish(tmp_path, directory, workers=workers) <= (LAYERS - 2) * 4 * parts
+
+
 def test_a_checkpoint_of_other_inputs_is_not_used(tmp_path: Path) -> None:
     directory = stopped(tmp_path)
     assert finish(tmp_path, directory, X + 1) == WHOLE
 
 
-def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, log: Log) -> None:
     directory = stopped(tmp_path)
     value = next(directory.glob("*.value"))
     data = bytearray(value.read_bytes())
     data[-1] ^= 1
     value.write_bytes(data)
     assert finish(tmp_path, directory) == WHOLE
-    assert "is damaged: its SHA-256 is another" in caplog.text
+    assert "is damaged: its SHA-256 is another" in log.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1}', "\x00"])
@@ -113,9 +122,13 @@ def test_values_are_read_as_they_were_written(tmp_path: Path) -> None:
     secret = KeyGenerator(PARAMS).secret_key()
     batch = Encryptor(PARAMS, secret).encrypt(np.zeros((4, SLOTS)))
     values = {3: CipherArray(batch, (2, 2)), 5: Results((CipherArray(batch[0], (1,)), X))}
-    Checkpoint.open(tmp_path / "c", "r", PARAMS).update(2, values)
+    plan = Planner(PROGRAM, OPTIONS["stage_work"]).plan(2)
+    written = Checkpoint.open(tmp_path / "c", "r", PARAMS)
+    written.begin(plan, {7: CipherArray(batch, (4,))}, 0.25)
+    written.update(2, values)
     found = Checkpoint.open(tmp_path / "c", "r", PARAMS)
-    assert found.groups == 2
+    assert (found.plan, found.groups, found.share) == (plan, 2, 0.25)
+    assert np.array_equal(found.known[7].batch.data, batch.data)
     assert found.values[3].shape == (2, 2)
     assert np.array_equal(found.values[3].batch.data, batch.data)
     assert isinstance(found.values[5], Results)
@@ -125,23 +138,20 @@ def test_values_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "write_atomically", full)
     assert finish(tmp_path, tmp_path / "checkpoint") == WHOLE
-    assert "the run goes on, but its checkpoint" in caplog.text
-    assert "No space left" in caplog.text
+    assert "the run goes on, but its checkpoint" in log.text
+    assert "No space left" in log.text
 
 
 def test_the_identity_tells_runs_apart() -> None:
-    with Executor.local(2, 1, processes=False) as executor:
-        plan = executor.plan(PROGRAM)
-        other = executor.plan(chain(4 * LAYERS, ROWS + 1))
-    same = identity(PROGRAM, plan, {"x": X})
-    assert same == identity(chain(4 * LAYERS, ROWS), plan, {"x": X.copy()})
-    assert same != identity(PROGRAM, other, {"x": X})
-    assert same != identity(PROGRAM, plan, {"x": X + 1})
-    assert same != identity(PROGRAM, plan, {"x": X}, "weights")
+    same = identity(PROGRAM, {"x": X})
+    assert same == identity(chain(4 * LAYERS, ROWS), {"x": X.copy()})
+    assert same != identity(chain(4 * LAYERS, ROWS + 1), {"x": X})
+    assert same != identity(PROGRAM, {"x": X + 1})
+    assert same != identity(PROGRAM, {"x": X}, "weights")

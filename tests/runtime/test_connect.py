@@ -17,18 +17,12 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from aegis_dask.ckks.encryptor import Encryptor
-from aegis_dask.ckks.evaluator import Evaluator
-from aegis_dask.ckks.keys import KeyGenerator
-from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError
-from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
-from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime import cluster, hosts
 from aegis_dask.runtime.executor import Executor
-from tests.runtime.programs import SLOTS, integers, model
+from tests.runtime.programs import integers, model, someone
 
 PROGRAM, STORE = model()
 WORK = [1.0] * len(PROGRAM.stages)
@@ -70,23 +64,16 @@ def test_something_else_that_listens_is_refused() -> None:
 def test_a_foreign_cluster_gives_the_same_residues_and_keeps_no_files(
     scheduler: LocalCluster, ship: bool
 ) -> None:
-    params = Parameters.preset("insecure-n10-d40")
-    generator = KeyGenerator(params)
-    secret = generator.secret_key()
-    needed = analyse(PROGRAM, params).keys
-    keys = generator.evaluation_keys(secret, rotations=list(needed.rotations), conjugation=True)
-    x = integers(PROGRAM) * 0.01
-    batch = Encryptor(params, secret).encrypt(x.reshape(-1, SLOTS))
-    value = CipherArray(batch, x.shape[:-1])
-    expected = run(PROGRAM, Encrypted(Evaluator(params, keys)), {"x": value}, STORE)
+    client = someone()
+    expected = client.expected()
     with Executor.connect(scheduler.scheduler_address, workers=2, ship=ship) as executor:
-        executor.prepare(params, keys, STORE)
+        executor.prepare(client.params, client.keys, STORE)
         directories = set(executor._hosts.sync(executor.addresses).values())
         assert len(directories) == 1
         assert ({str(executor._hosts.root)} != directories) is ship
         assert all(Path(d).stat().st_mode & 0o077 == 0 for d in directories)
         for _ in range(2):
-            result = executor.run(PROGRAM, {"x": value}, stage_work=WORK)
+            result = executor.run(PROGRAM, client.inputs, stage_work=WORK)
             found = result.outputs["y"].batch.data
             assert np.array_equal(found, expected["y"].batch.data)
         names = {p.name for d in directories for p in Path(d).iterdir()}

@@ -12,7 +12,9 @@ from aegis_dask.errors import ClusterError, IntegrityError
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.serialization import serialize_array
-from tests.runtime.test_several import PARAMS, PROGRAM, STORE, someone
+from tests.runtime.programs import model, someone
+
+PROGRAM, STORE = model()
 
 
 def damage(dask_worker: Any) -> None:
@@ -34,12 +36,12 @@ def mend(dask_worker: Any) -> None:
 def test_damage_between_workers_ends_a_run() -> None:
     person = someone()
     with Executor.local(workers=2, threads_per_worker=1) as executor:
-        loaded = executor.load(PARAMS, person.keys, STORE)
+        loaded = executor.load(person.params, person.keys, STORE)
         executor.client.run(damage, workers=executor.addresses[:1])
         work = [1.0] * len(PROGRAM.stages)
         with pytest.raises(ClusterError, match="were damaged on their way") as caught:
-            executor.run(PROGRAM, {"x": person.x}, loaded=loaded, stage_work=work)
+            executor.run(PROGRAM, person.inputs, loaded=loaded, stage_work=work)
         assert isinstance(caught.value.__cause__, IntegrityError)
         executor.client.run(mend, workers=executor.addresses[:1])
-        result = executor.run(PROGRAM, {"x": person.x}, loaded=loaded, stage_work=work)
-        assert np.array_equal(result.outputs["y"].batch.data, person.expected.batch.data)
+        result = executor.run(PROGRAM, person.inputs, loaded=loaded, stage_work=work)
+        assert np.array_equal(result.outputs["y"].batch.data, person.expected()["y"].batch.data)

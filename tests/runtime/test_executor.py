@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aegis_dask.ckks.encryptor import Encryptor
-from aegis_dask.ckks.evaluator import Evaluator
-from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
-from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError, ProgramError
 from aegis_dask.placement.traffic import CLIENT
-from aegis_dask.program.encrypted import CipherArray, Encrypted
+from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
-from aegis_dask.program.symbolic import analyse
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import Progress
-from tests.runtime.programs import SLOTS, chain, integers, model
+from tests.runtime.programs import SLOTS, Someone, chain, integers, model, someone
 
 PROGRAM, STORE = model()
 WORK = [1.0] * len(PROGRAM.stages)  # two tasks per worker and stage, where there are as many rows
@@ -42,17 +37,8 @@ def processes() -> Iterator[Executor]:
 
 
 @pytest.fixture(scope="module")
-def encrypted() -> tuple[Parameters, EvaluationKeys, CipherArray]:
-    params = Parameters.preset("insecure-n10-d40")
-    needed = analyse(PROGRAM, params).keys
-    generator = KeyGenerator(params)
-    secret = generator.secret_key()
-    keys = generator.evaluation_keys(
-        secret, rotations=list(needed.rotations), conjugation=needed.conjugation is not None
-    )
-    x = integers(PROGRAM) * 0.01
-    batch = Encryptor(params, secret).encrypt(x.reshape(-1, SLOTS))
-    return params, keys, CipherArray(batch, x.shape[:-1])
+def client() -> Someone:
+    return someone()
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -80,26 +66,23 @@ def test_workers_that_are_threads_give_the_result_of_one_process(threads: Execut
 
 @pytest.mark.parametrize(("workers", "protocol"), [(1, None), (2, "tcp://")])
 def test_residues_do_not_depend_on_workers_that_are_threads(
-    workers: int, protocol: str | None, encrypted: tuple[Parameters, EvaluationKeys, CipherArray]
+    workers: int, protocol: str | None, client: Someone
 ) -> None:
-    params, keys, x = encrypted
-    expected = run(PROGRAM, Encrypted(Evaluator(params, keys)), {"x": x}, STORE)
     with Executor.local(workers=workers, processes=False, protocol=protocol) as executor:
-        executor.prepare(params, keys, STORE)
-        result = executor.run(PROGRAM, {"x": x}, stage_work=WORK, target_seconds=0.3)
-    assert_same(result.outputs, expected)
+        executor.prepare(client.params, client.keys, STORE)
+        result = executor.run(PROGRAM, client.inputs, stage_work=WORK, target_seconds=0.3)
+    assert_same(result.outputs, client.expected())
 
 
 def test_residues_do_not_depend_on_workers_that_are_processes(
-    processes: Executor, encrypted: tuple[Parameters, EvaluationKeys, CipherArray]
+    processes: Executor, client: Someone
 ) -> None:
-    params, keys, x = encrypted
-    expected = run(PROGRAM, Encrypted(Evaluator(params, keys)), {"x": x}, STORE)
-    processes.prepare(params, keys, STORE)
+    processes.prepare(client.params, client.keys, STORE)
     seen: list[Progress] = []
     result = processes.run(
-        PROGRAM, {"x": x}, stage_work=WORK, target_seconds=0.3, progress=seen.append
+        PROGRAM, client.inputs, stage_work=WORK, target_seconds=0.3, progress=seen.append
     )
+    expected = client.expected()
     assert_same(result.outputs, expected)
     assert seen[-1].done == seen[-1].total == result.tasks
     assert seen[-1].share == pytest.approx(1)
@@ -107,7 +90,7 @@ def test_residues_do_not_depend_on_workers_that_are_processes(
     assert all(w.peak_memory > 1 << 20 for w in result.workers)
     assert result.operations["rotate"].calls == 6
     # Estimates from the analysis: everything is short, so little is split.
-    few = processes.run(PROGRAM, {"x": x})
+    few = processes.run(PROGRAM, client.inputs)
     assert_same(few.outputs, expected)
     assert few.tasks <= result.tasks
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from distributed import LocalCluster
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.runtime.executor import Executor
+from aegis_dask.runtime.progress import Progress
+from tests.conftest import Log
 from tests.runtime.programs import SLOTS, SlowFactory, chain
 
 LAYERS, STAGES, ROWS, WORKERS = 4, 4, 4, 2
@@ -83,6 +89,68 @@ def test_runs_survive_their_workers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fifty_runs_survive_their_workers(tmp_path: Path) -> None:
     kill_many(tmp_path, 50)
+
+
+def test_what_is_left_goes_to_the_workers_that_are_left(tmp_path: Path, log: Log) -> None:
+    rotations = tmp_path / "rotations"
+    rotations.write_text("")
+    x = np.random.default_rng().integers(-9, 9, (ROWS, SLOTS)) + 0j
+    shares: list[float] = []
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as dask,
+        Executor.connect(dask.scheduler_address, join_seconds=1.0) as executor,
+    ):
+        executor.prepare()
+
+        def leave(progress: Progress) -> None:
+            shares.append(progress.share)
+            if progress.stage.startswith("layer2") and len(dask.workers) == 2:
+                dask.scale(1)
+
+        result = executor.run(
+            PROGRAM,
+            {"x": x},
+            interpreter=SlowFactory(rotations, SECONDS),
+            stage_work=[1.0] * len(PROGRAM.stages),
+            progress=leave,
+        )
+    expected = run(PROGRAM, Simulated(), {"x": x}, {})
+    assert np.array_equal(result.outputs["y"], expected["y"])
+    assert (result.resumed, len(result.workers)) == (1, 1)
+    told = re.search(r"1 workers instead of 2: (\d+) of 17 stages are finished", log.text)
+    assert told is not None
+    assert int(told[1]) >= 2 * STAGES  # two layers are not done again
+    assert shares[-1] == 1
+    assert all(b >= min(a, 0.5) for a, b in pairwise(shares))  # it goes on in the second half
+
+
+def test_workers_that_join_are_used_from_the_next_layer_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("")
+    x = np.random.default_rng().integers(-9, 9, (ROWS, SLOTS)) + 0j
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as dask,
+        Executor.connect(dask.scheduler_address) as executor,
+    ):
+        executor.prepare()
+
+        def grow(progress: Progress) -> None:
+            if len(dask.workers) == 1:
+                dask.scale(2)
+
+        result = executor.run(
+            PROGRAM,
+            {"x": x},
+            interpreter=SlowFactory(log, 10 * SECONDS),
+            stage_work=[1.0] * len(PROGRAM.stages),
+            progress=grow,
+        )
+    expected = run(PROGRAM, Simulated(), {"x": x}, {})
+    assert np.array_equal(result.outputs["y"], expected["y"])
+    assert (result.resumed, len(result.workers)) == (0, 2)
+    one, two = Counter(log.read_text().split()).values()
+    assert one + two == 2 * LAYERS * STAGES  # nothing is done twice
+    assert two in {STAGES, 2 * STAGES}  # it had the half of one layer, or of two
 
 
 def test_a_run_that_is_not_to_be_resumed_says_so(tmp_path: Path) -> None:

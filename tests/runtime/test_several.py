@@ -6,49 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aegis_dask.ckks.encryptor import Encryptor
-from aegis_dask.ckks.evaluator import Evaluator
-from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
-from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError
-from aegis_dask.program.encrypted import CipherArray, Encrypted
-from aegis_dask.program.interpreter import run
-from aegis_dask.program.symbolic import analyse
+from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.loading import Loaded
 from aegis_dask.runtime.session import RunCancelledError
-from tests.runtime.programs import SLOTS, SlowFactory, chain, integers, model
+from tests.runtime.programs import SLOTS, SlowFactory, chain, model, someone
 
 PROGRAM, STORE = model()
-PARAMS = Parameters.preset("insecure-n10-d40")
-
-
-@dataclass
-class Someone:
-    """A client: evaluation keys, an input and the result."""
-
-    keys: EvaluationKeys
-    x: CipherArray
-    expected: CipherArray
-
-
-def someone() -> Someone:
-    needed = analyse(PROGRAM, PARAMS).keys
-    generator = KeyGenerator(PARAMS)
-    secret = generator.secret_key()
-    keys = generator.evaluation_keys(
-        secret, rotations=list(needed.rotations), conjugation=needed.conjugation is not None
-    )
-    slots = integers(PROGRAM) * 0.01
-    x = CipherArray(Encryptor(PARAMS, secret).encrypt(slots.reshape(-1, SLOTS)), slots.shape[:-1])
-    expected = run(PROGRAM, Encrypted(Evaluator(PARAMS, keys)), {"x": x}, STORE)
-    return Someone(keys, x, expected["y"])
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
@@ -64,18 +34,19 @@ def files(executor: Executor) -> set[str]:
 def test_clients_with_keys_of_their_own_run_side_by_side(executor: Executor) -> None:
     before = files(executor)
     people = [someone() for _ in range(3)]
-    loaded = [executor.load(PARAMS, p.keys, STORE) for p in people]
+    expected = [p.expected()["y"] for p in people]
+    loaded = [executor.load(p.params, p.keys, STORE) for p in people]
     assert sum(n.startswith("weights-") for n in files(executor)) <= 1  # once for all
 
     def one(i: int) -> CipherArray:
         who = i % len(people)
-        result = executor.run(PROGRAM, {"x": people[who].x}, loaded=loaded[who])
+        result = executor.run(PROGRAM, people[who].inputs, loaded=loaded[who])
         return result.outputs["y"]
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, range(8)))
     for i, value in enumerate(found):
-        assert np.array_equal(value.batch.data, people[i % len(people)].expected.batch.data)
+        assert np.array_equal(value.batch.data, expected[i % len(people)].batch.data)
     for each in loaded:
         executor.unload(each)
         executor.unload(each)

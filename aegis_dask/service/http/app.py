@@ -27,9 +27,10 @@ from aegis_dask._version import __version__
 from aegis_dask.errors import AegisError, SerializationError, ServiceError
 from aegis_dask.ring.memory import release
 from aegis_dask.service.http.metrics import registry_of
-from aegis_dask.service.http.offers import MARGIN_BYTES, Offer
+from aegis_dask.service.http.offers import Offer
 from aegis_dask.service.http.runner import Runner
 from aegis_dask.service.http.store import ENDED, Incoming, JobRecord, KeySet, Store, Upload
+from aegis_dask.service.messages import most_bytes, most_keys_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -198,11 +199,11 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
             file.write(chunk)
         return await run_in_threadpool(file.finish)
 
-    def check(read: Callable[[Upload], Any], upload: Upload) -> None:
+    def check(read: Callable[[Path], Any], upload: Upload) -> None:
         """Read a file as it will be read later, to refuse it now."""
         with reading:
             try:
-                read(upload)
+                read(upload.path)
             except AegisError as error:  # where the file lies here is the operator's business
                 message = str(error).replace(str(upload.path), "the body")
                 raise SerializationError(message) from None
@@ -268,7 +269,7 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         """Register evaluation keys for an offer; the body is their file."""
         chosen = offers[offer]
         with store.incoming() as file:
-            upload = await receive(request, file, chosen.job.keys.nbytes + MARGIN_BYTES)
+            upload = await receive(request, file, most_keys_bytes(chosen.job))
             known = await run_in_threadpool(store.keys, client)
             if len([k for k in known if k.sha256 != upload.sha256]) >= limits.key_sets:
                 raise ServiceError(
@@ -307,7 +308,7 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         if length > offer.job.packing.tokens:
             raise HTTPException(422, f"the length must be 1 to {offer.job.packing.tokens}")
         with store.incoming() as file:
-            upload = await receive(request, file, offer.request_bytes + MARGIN_BYTES)
+            upload = await receive(request, file, most_bytes(offer.job))
             await run_in_threadpool(check, offer.read_request, upload)
             job = await run_in_threadpool(store.add_job, found, length, upload, limits.jobs)
         runner.wake()

@@ -7,11 +7,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.files import PRIVATE, write_atomically
-from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.serialization import load
 from aegis_dask.errors import AegisError, ServiceError
@@ -22,13 +21,11 @@ from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.loading import Loaded
-from aegis_dask.service.http.store import Store, Upload
+from aegis_dask.service.http.store import Store
 from aegis_dask.service.job import Job, read_job
 from aegis_dask.service.keys import AnyKeys
-from aegis_dask.service.messages import check_batch
+from aegis_dask.service.messages import check_batch, read_keys
 
-MARGIN_BYTES = 16 << 20
-"""What headers of a file may take, beside residues."""
 PLANS = 64
 """Lengths of text whose programs and plans are held, of each offer."""
 
@@ -71,7 +68,7 @@ class Offer:
         limbs = len(params.limbs(self.job.analysis.top_level))
         return prod(self.job.layout.shape) * 2 * limbs * 4 * params.ring_degree
 
-    def read_keys(self, upload: Upload) -> AnyKeys:
+    def read_keys(self, path: Path) -> AnyKeys:
         """Check and return evaluation keys.
 
         Raises
@@ -79,12 +76,9 @@ class Offer:
         AegisError
             If the file is no keys, damaged, or of other parameters.
         """
-        job = self.job
-        if job.bootstrapping is not None:
-            return load(upload.path, job.bootstrapping, expect=BootstrappingKeys)
-        return load(upload.path, job.params, expect=EvaluationKeys)
+        return read_keys(path, self.job)
 
-    def read_request(self, upload: Upload) -> CipherArray:
+    def read_request(self, path: Path) -> CipherArray:
         """Check and return an input.
 
         Raises
@@ -93,7 +87,7 @@ class Offer:
             If the file is no ciphertexts, damaged, of other parameters, or of another shape.
         """
         job = self.job
-        batch = load(upload.path, job.params, expect=Ciphertext)
+        batch = load(path, job.params, expect=Ciphertext)
         check_batch(batch, job.layout.shape, job.analysis.top_level, "the request")
         return CipherArray(batch, job.layout.shape)
 

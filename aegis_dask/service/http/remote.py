@@ -23,6 +23,7 @@ from aegis_dask.errors import SerializationError, ServiceError
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.security import is_loopback
 from aegis_dask.service.client import Client
+from aegis_dask.service.http.store import ENDED
 from aegis_dask.service.job import Job
 from aegis_dask.service.messages import check_batch
 
@@ -30,7 +31,6 @@ TOKEN = "AEGIS_TOKEN"
 """Environment variable with the token."""
 RETRIES = 5
 WAIT_SECONDS = 20.0
-ENDED = ("done", "failed", "cancelled")
 
 Float = NDArray[np.float64]
 
@@ -280,6 +280,18 @@ class RemoteService:
         check_batch(batch, job.layout.shape, None, "the result")
         return CipherArray(batch, job.layout.shape)
 
+    def decrypted(self, client: Client, ended: Status) -> Float:
+        """Fetch the result of a job that has ended, and decrypt it.
+
+        Raises
+        ------
+        ServiceError
+            If the job has failed or was cancelled.
+        """
+        if ended.state != "done":
+            raise ServiceError(f"job {ended.id} has {ended.state}: {ended.error or 'by request'}")
+        return client.decrypt(self.result(ended.id, client.job), ended.length)
+
     def cancel(self, identifier: str) -> None:
         """Cancel a job, or forget one that has ended, with its result."""
         self._ask("DELETE", f"/v1/jobs/{identifier}")
@@ -312,10 +324,7 @@ class RemoteService:
             If the job fails, or has not ended in time.
         """
         job = self.submit(keys, client.encrypt(x), len(x))
-        ended = self.wait(job.id, timeout=timeout, watch=watch)
-        if ended.state != "done":
-            raise ServiceError(f"job {job.id} has {ended.state}: {ended.error or 'by request'}")
-        return client.decrypt(self.result(job.id, client.job), len(x))
+        return self.decrypted(client, self.wait(job.id, timeout=timeout, watch=watch))
 
     # -- HTTP --------------------------------------------------------------------------------
 

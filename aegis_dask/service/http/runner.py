@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 from aegis_dask.ckks.files import PRIVATE, write_atomically
 from aegis_dask.ckks.serialization import dumps
@@ -18,10 +19,10 @@ from aegis_dask.ring.memory import release
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.loading import Loaded
 from aegis_dask.runtime.progress import Progress
-from aegis_dask.runtime.session import RunCancelledError, WorkerLostError
+from aegis_dask.runtime.session import RunCancelledError
 from aegis_dask.service.http.fair import FairShare
 from aegis_dask.service.http.offers import Offer, Offers
-from aegis_dask.service.http.store import ATTEMPTS, JobRecord, Store, Upload
+from aegis_dask.service.http.store import ATTEMPTS, JobRecord, Store
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Running:
         The last that was heard.
     changes
         How often it was heard of.
+    estimate
+        Seconds that it should take, once they are known.
     """
 
     job: JobRecord
@@ -53,6 +56,7 @@ class Running:
     by_client: bool = False
     progress: Progress | None = None
     changes: int = 0
+    estimate: float = inf
 
     def note(self, progress: Progress) -> None:
         """Take note of progress."""
@@ -74,7 +78,8 @@ class Runner:
     keep_seconds
         How long jobs that have ended, and their results, are kept.
     adapts
-        Use as many workers as the cluster has when a job begins, if no other one runs.
+        Use as many workers as the cluster has when a job begins, if no other one runs, and those
+        that join while it runs.
     """
 
     def __init__(
@@ -163,7 +168,8 @@ class Runner:
                 release()
                 with self._wake:
                     del self._running[running.job.id]
-                    self._fair.charge(running.job.client, seconds)
+                    # What the first job of a kind takes beyond that is warming up: not its own.
+                    self._fair.charge(running.job.client, min(seconds, running.estimate))
                     self.busy_seconds += seconds
                     self._wake.notify_all()
 
@@ -195,7 +201,7 @@ class Runner:
         except RunCancelledError:
             if not running.by_client:
                 self.store.put_back(job.id, again=False)
-        except (WorkerLostError, ClusterError, OSError) as e:
+        except (ClusterError, OSError) as e:
             self._failed(job, e)
         except AegisError as e:
             self.store.end(job.id, "failed", str(e))
@@ -216,12 +222,12 @@ class Runner:
     def _result(self, running: Running) -> bytes:
         job = running.job
         offer = self.offers[job.offer]
-        path = self.store.request_path(job.id)
-        x = offer.read_request(Upload(path, job.sha256, job.bytes))
+        x = offer.read_request(self.store.request_path(job.id))
         if self.adapts and len(self._running) == 1:
             self.executor.adapt()
         with self._keys.loaded(job.keys, offer) as loaded:
             program, plan = offer.planned(job.length, self.executor, loaded)
+            running.estimate = sum(task.seconds for task in plan.tasks) / plan.workers
             result = self.executor.run(
                 program,
                 {INPUT: x},
@@ -230,6 +236,7 @@ class Runner:
                 plan=plan,
                 checkpoint=self.store.checkpoint_path(job.id),
                 cancelled=running.cancelled,
+                grows=self.adapts,
             )
         return dumps(result.outputs[OUTPUT].batch)
 
@@ -287,8 +294,7 @@ class KeyCache:
 
     def _get(self, identifier: str, offer: Offer) -> Loaded:
         if identifier not in self._loaded:
-            path = self._store.keys_path(identifier)
-            keys = offer.read_keys(Upload(path, "", 0))
+            keys = offer.read_keys(self._store.keys_path(identifier))
             size = keys.nbytes
             self._evict(size)
             job = offer.job
