@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import aegis_dask as aegis
+from aegis_dask.circuits.approximation import gelu
 from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.errors import InsecureParametersWarning
 from aegis_dask.ring.threads import get_threads, set_threads
@@ -228,9 +229,7 @@ def _inputs(
 
 def _activation(t: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ``GELU(4 t) / 4``."""
-    argument = ACTIVATION_RANGE / math.sqrt(2) * t
-    erf = np.array([math.erf(v) for v in argument.ravel()], np.float64).reshape(t.shape)
-    return np.asarray(t / 2 * (1 + erf), np.float64)
+    return gelu(ACTIVATION_RANGE * t) / ACTIVATION_RANGE
 
 
 def _timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, float]:

@@ -4,9 +4,9 @@
     python -m benchmarks.scaling --shapes bert-large,llama-3-8b --tokens 512 --machine h200-pcie
 
 Plans are searched for the machine, as `aegis plan --devices` does. The shape llama-3-8b has the
-sizes of that model in the layer that there is here: a feed-forward network without a gate, and a
-key and value head for every query head. (In this packing a head that four queries share would have
-to be in the blocks of all four, so that its projection costs as much.)
+sizes and the gate of that model in the layer that there is here: LayerNorm for RMSNorm, no rotary
+positions, and a key and value head for every query head. (In this packing a head that four queries
+share would have to be in the blocks of all four, so that its projection costs as much.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from aegis_dask.models.checkpoint import SHAPES, BertConfig, shape_only
+from aegis_dask.models.checkpoint import SHAPES, named_config, shape_only
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.placement.devices import load_machine
 from aegis_dask.service.job import Job, make_job
@@ -23,29 +23,25 @@ from aegis_dask.service.scaling import scale
 from aegis_dask.service.sources import assumed_calibration, first_layers
 from benchmarks._tables import table
 
-LAYERS = {**SHAPES, "llama-3-8b": BertConfig(32, 4096, 32, 14336)}
-
 
 def layer(shape: str, tokens: int) -> Job:
     """Return the job of one layer."""
-    config = LAYERS[shape]
-    sizes = (config.hidden, config.heads, config.intermediate)
     graph = load_graph("bert_layer")
-    model = first_layers(shape_only(BertConfig(1, *sizes, max_positions=tokens)), graph.layers)
+    model = first_layers(shape_only(named_config(shape, tokens)), graph.layers)
     return make_job(model, assumed_calibration(model), graph, tokens)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row for every shape and length."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--shapes", default="bert-base", help=", ".join(LAYERS))
+    parser.add_argument("--shapes", default="bert-base", help=", ".join(SHAPES))
     parser.add_argument("--tokens", default="128,2048", help="lengths of the text")
     parser.add_argument("--devices", default="1,2,4,8,16,32,64", help="numbers of devices")
     parser.add_argument("--machine", default="h200-nvlink", help="as for aegis plan")
     args = parser.parse_args(argv)
     shapes = args.shapes.split(",")
-    if unknown := [s for s in shapes if s not in LAYERS]:
-        parser.error(f"no shapes {', '.join(unknown)}; there are {', '.join(LAYERS)}")
+    if unknown := [s for s in shapes if s not in SHAPES]:
+        parser.error(f"no shapes {', '.join(unknown)}; there are {', '.join(SHAPES)}")
     try:
         lengths = [int(t) for t in args.tokens.split(",")]
         devices = [int(d) for d in args.devices.split(",")]

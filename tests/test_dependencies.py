@@ -30,6 +30,8 @@ REVIEWED = {
     "zict": "BSD-3-Clause",
     "contourpy": "BSD-3-Clause",
     "jinja2": "BSD-3-Clause",
+    # Its wheels carry libgfortran and libquadmath too, which may be linked with anything.
+    "scipy": "BSD-3-Clause",
 }
 """Packages whose metadata do not say enough, or that were looked at on their own -> licence."""
 CLASSIFIERS = {
@@ -42,9 +44,8 @@ CLASSIFIERS = {
     "zlib/libpng License": "Zlib",
 }
 SYNONYMS = {"Apache 2.0": "Apache-2.0", "Apache License 2.0": "Apache-2.0", "MIT License": "MIT"}
-OPTIONAL = {"cupy", "dask_cuda", "rmm", "ucxx", "distributed_ucxx", "scipy"}
-"""Imported where they are there: what the extras cuda12 and cuda13 install, and, for the exact
-placement of refreshes, SciPy."""
+OPTIONAL = {"cupy", "dask_cuda", "rmm", "ucxx", "distributed_ucxx"}
+"""Imported where they are there: what the extras cuda12 and cuda13 install."""
 INTERFACES = {"jinja2", "llvmlite", "tornado"}
 """Not declared: numba's interface is in llvmlite's terms, that of Dask's dashboard in those of the
 others, and they fix the versions."""

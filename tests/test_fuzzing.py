@@ -54,7 +54,7 @@ def test_every_parser_takes_or_refuses_every_input(targets: list[Target]) -> Non
     warm_up(targets)
     with limited_memory(1 << 30):
         report = run(Schedule(targets), 3, range(INPUTS), sample=50)
-    assert [f.what for f in report.failures] == []
+    assert [(f.target, f.what) for f in report.failures] == []
     assert report.inputs == INPUTS
     assert report.tallies.keys() == {t.name for t in targets}
     # The inputs reach deep: some are valid, and all kinds of checks refuse the others.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import acosh, atanh, ceil, cosh, erf, inf, log2, sqrt
+from math import acosh, atanh, ceil, cosh, inf, log2, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import erf
 
 from aegis_dask.ckks.polynomial import chebyshev_coefficients
 from aegis_dask.errors import RangeError
@@ -107,7 +108,7 @@ def fit(
 
 def gelu(x: Float) -> Float:
     """Return ``x Phi(x)``, the exact GELU."""
-    return np.asarray(x * 0.5 * (1 + np.vectorize(erf)(np.asarray(x) / np.sqrt(2.0))))
+    return np.asarray(x * (0.5 + 0.5 * erf(x * sqrt(0.5))))
 
 
 @dataclass(frozen=True)

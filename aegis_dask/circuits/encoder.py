@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, log2, sqrt
 
 import numpy as np
@@ -51,6 +51,9 @@ class EncoderLayer:
     shards
         In how many parts the feed-forward network is split, as other systems do it
         (`_column_row`).
+    gate
+        The gate of the feed-forward network, if it has one (Shazeer, GLU Variants Improve
+        Transformer, 2020).
     """
 
     attention: SelfAttention
@@ -62,6 +65,7 @@ class EncoderLayer:
     ranges: LayerRanges
     fits: LayerFits
     shards: int = 1
+    gate: Dense | None = None
 
 
 def attention_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
@@ -80,23 +84,20 @@ def attention_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
 
 
 def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
-    """Return ``LayerNorm(x + down(GELU(up(x))))``."""
-    c, gelu = x.capture, layer.fits.gelu
+    """Return ``LayerNorm(x + down(GELU(up(x))))``, or with ``GELU(gate(x)) up(x)`` inside."""
+    c = x.capture
     inner = feature_layout(layer.up.outputs, x.packing.blocks)
     with c.scope("feed-forward"):
         centred = centre(x, _scale_to_one(layer.ranges.magnitudes["update2"]))
         babies = choose_babies(x.layout, [inner])
         rotated = x.rotated(babies)
-        up = BlockMatrix((layer.up.weight,), x.layout, inner, babies, 0.5 / gelu.half)
         if layer.shards > 1:
-            partial, down = _column_row(rotated, up, layer, centred)
+            partial, down = _column_row(rotated, inner, babies, layer, centred)
             u = added(centred, partial, down, layer.down.bias, _known_update(layer, 2))
             return layer_norm(u, _normalisation(x, layer, 2), "norm2")
-        babies = choose_babies(inner, [x.layout])
         with c.stage("gelu", over=inner.shape[0]):
-            t = linear.real_part(linear.apply(rotated, up))
-            bias = (layer.up.bias - gelu.middle) / gelu.half
-            h = t.add_plain(FeatureVector(bias, inner)).chebyshev(gelu.coefficients).pair()
+            h = _inner(rotated, x.layout, inner, babies, layer)
+        babies = choose_babies(inner, [x.layout])
         # Apart, so that workers can send what is rotated instead of all rotations of it.
         with c.stage("inner-rotate", over=inner.shape[0]):
             rotated = h.rotations(range(babies))
@@ -105,8 +106,29 @@ def feed_forward_block(x: TokenMatrix, layer: EncoderLayer) -> TokenMatrix:
     return layer_norm(u, _normalisation(x, layer, 2), "norm2")
 
 
+def _inner(
+    rotated: EncryptedTensor, source: Layout, inner: Layout, babies: int, layer: EncoderLayer
+) -> EncryptedTensor:
+    """Return what goes into the matrix down, of the features of `inner`."""
+    gelu = layer.fits.gelu
+    first = layer.gate or layer.up
+    matrix = BlockMatrix((first.weight,), source, inner, babies, 0.5 / gelu.half)
+    t = linear.real_part(linear.apply(rotated, matrix))
+    bias = FeatureVector((first.bias - gelu.middle) / gelu.half, inner)
+    h = t.add_plain(bias).chebyshev(gelu.coefficients)
+    if layer.gate is not None:
+        up = BlockMatrix((layer.up.weight,), source, inner, babies, 0.5)
+        value = linear.real_part(linear.apply(rotated, up))
+        h = h * value.add_plain(FeatureVector(layer.up.bias, inner))
+    return h.pair()
+
+
 def _column_row(
-    rotated: EncryptedTensor, up: BlockMatrix, layer: EncoderLayer, centred: Centred
+    rotated: EncryptedTensor,
+    inner: Layout,
+    babies: int,
+    layer: EncoderLayer,
+    centred: Centred,
 ) -> tuple[EncryptedTensor, BlockMatrix]:
     """Return ``down(GELU(up(x)))`` before its giant rotations, from shards, and its matrix.
 
@@ -115,7 +137,7 @@ def _column_row(
     nothing of the inner ones leaves it. Every partial sum is rescaled before they are added. Baby
     steps cover all shifts, so that as few giant groups as there can be are exchanged.
     """
-    x, gelu, inner = centred.matrix, layer.fits.gelu, up.target
+    x = centred.matrix
     c = x.capture
     partials = []
     parts = np.array_split(inner.features, min(layer.shards, len(inner.features)))
@@ -133,9 +155,7 @@ def _column_row(
         )
         with c.scope(f"shard-{g}"):
             with c.stage("gelu", over=rows):
-                t = linear.real_part(linear.apply(rotated, replace(up, target=part)))
-                bias = (layer.up.bias - gelu.middle) / gelu.half
-                h = t.add_plain(FeatureVector(bias, part)).chebyshev(gelu.coefficients).pair()
+                h = _inner(rotated, x.layout, part, babies, layer)
             with c.stage("inner-rotate", over=rows):
                 h = h.rotations(range(inner.blocks))
             with c.stage("partial", over=x.layout.shape[0]):

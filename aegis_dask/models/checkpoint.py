@@ -48,6 +48,8 @@ LINEARS = {
     "up": "intermediate.dense",
     "down": "output.dense",
 }
+GATE = "intermediate.gate"
+"""The gate's name in generated models; no checkpoint that is read has one."""
 NORMS = {"norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm"}
 # Field of BertConfig -> key of config.json, and the same for keys that may be absent.
 SIZE_KEYS = {
@@ -100,6 +102,7 @@ class BertConfig:
     norm_eps: float = 1e-12
     pad_token_id: int = 0
     type_vocabulary: int = 2
+    gated: bool = False
 
     def __post_init__(self) -> None:
         for field in (
@@ -132,8 +135,9 @@ SHAPES = {
     "bert-large": BertConfig(24, 1024, 16, 4096),
     "minilm-l6": BertConfig(6, 384, 12, 1536),
     "bert-tiny": BertConfig(2, 128, 2, 512),
+    "llama-3-8b": BertConfig(32, 4096, 32, 14336, max_positions=8192, gated=True),
 }
-"""Published shapes by name."""
+"""Published shapes by name. Of Llama it is the sizes and the gate (see docs/placement.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +159,10 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class BertLayer:
-    """One encoder layer: attention, `norm1`, feed-forward network, `norm2`."""
+    """One encoder layer: attention, `norm1`, feed-forward network, `norm2`.
+
+    With a gate the network is ``down(GELU(gate(x)) up(x))``, else ``down(GELU(up(x)))``.
+    """
 
     query: Linear
     key: Linear
@@ -165,6 +172,7 @@ class BertLayer:
     up: Linear
     down: Linear
     norm2: Norm
+    gate: Linear | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +227,7 @@ class BertModel:
         return {
             f"layer.{i}.{part}.{kind}": getattr(getattr(layer, part), kind)
             for i, layer in enumerate(self.layers)
-            for part in (*LINEARS, *NORMS)
+            for part in (*LINEARS, *NORMS, *(["gate"] if layer.gate is not None else []))
             for kind in ("weight", "bias")
         }
 
@@ -446,6 +454,8 @@ def _assemble(config: BertConfig, tensor: TensorSource) -> tuple[Embeddings, tup
             part: linear(prefix + name, *sizes.get(part, (d, d))) for part, name in LINEARS.items()
         }
         parts |= {part: norm(prefix + name) for part, name in NORMS.items()}
+        if config.gated:
+            parts["gate"] = linear(prefix + GATE, config.intermediate, d)
         return BertLayer(**parts)
 
     embeddings = Embeddings(

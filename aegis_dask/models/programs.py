@@ -61,6 +61,7 @@ def encoder_layers(
                 _norm(weights.norm2),
                 ranges,
                 fit_layer(ranges, model.config.norm_eps, tolerances),
+                gate=None if weights.gate is None else _dense(name, "gate", weights.gate),
             )
         )
     return out

@@ -7,53 +7,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from aegis_dask.circuits.approximation import gelu
 from aegis_dask.models.checkpoint import BertLayer, BertModel, Linear, Norm
 
 Float: TypeAlias = NDArray[np.float64]
 Observer: TypeAlias = Callable[[str, Float], Any]
 """Called with the name of an intermediate result and its values; see `layer`."""
-
-# erf is 1 in float64 beyond 5.93; below, the Taylor series around the nearest of these points.
-_ERF_LIMIT = 6
-_ERF_STEPS = 128
-_ERF_POINTS = np.arange(-_ERF_LIMIT * _ERF_STEPS, _ERF_LIMIT * _ERF_STEPS + 1) / _ERF_STEPS
-_ERF_VALUES = np.array([math.erf(x) for x in _ERF_POINTS])
-_ERF_SLOPES = 2 / math.sqrt(math.pi) * np.exp(-(_ERF_POINTS**2))
-
-
-def erf(x: ArrayLike) -> Float:
-    """Error function; the absolute error is below 1e-15.
-
-    The derivatives of erf at p are its slope there times polynomials in p. Five terms at a distance
-    of at most 1/256 leave 2^-48 / 6! times the sixth derivative (at most 74).
-    """
-    clipped = np.clip(np.asarray(x, np.float64), -_ERF_LIMIT, _ERF_LIMIT)
-    nearest = np.rint(clipped * _ERF_STEPS)
-    index = np.nan_to_num(nearest).astype(np.intp) + _ERF_LIMIT * _ERF_STEPS
-    p = nearest / _ERF_STEPS
-    d = clipped - p
-    p2 = p * p
-    series = (4 * p2 - 12) * p2 + 3
-    series *= d / 30
-    series -= (2 * p2 - 3) * p / 6
-    series *= d
-    series += (2 * p2 - 1) / 3
-    series *= d
-    series -= p
-    series *= d
-    series += 1
-    series *= d
-    series *= _ERF_SLOPES[index]
-    series += _ERF_VALUES[index]
-    return np.asarray(series)
-
-
-def gelu(x: ArrayLike) -> Float:
-    """GELU with the exact error function: ``x (1 + erf(x / sqrt 2)) / 2``."""
-    values = np.asarray(x, np.float64)
-    return values * (0.5 + 0.5 * erf(values * math.sqrt(0.5)))
 
 
 def softmax(scores: Float) -> Float:
@@ -136,9 +97,12 @@ def layer(
     note("norm1.input", summed)
     middle = layer_norm(summed, weights.norm1)
     note("norm1.output", middle)
-    raised = linear(middle, weights.up)
+    raised = linear(middle, weights.gate or weights.up)
     note("gelu.input", raised)
-    summed = linear(gelu(raised), weights.down) + middle
+    inner = gelu(raised)
+    if weights.gate is not None:
+        inner *= linear(middle, weights.up)
+    summed = linear(inner, weights.down) + middle
     note("norm2.input", summed)
     final = layer_norm(summed, weights.norm2)
     note("output", final)

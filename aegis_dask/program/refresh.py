@@ -12,13 +12,14 @@ placements are here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log2, prod
-from typing import Any
 
-import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from aegis_dask.errors import LevelError, ProgramError
 from aegis_dask.program.graph import Node, Program, Stage
@@ -31,6 +32,8 @@ ERROR_SLACK = 16.0
 """Where no refresh is as precise as the program asks, the most precise one will do up to this."""
 SHRINK_PRICE = 0.05
 """What a bit lost is worth: among placements of like cost the more precise one is better."""
+FREE = 1 << 30
+"""Capacity of what cannot be cut. SciPy's flows are of 32-bit integers; all prices take half."""
 WINDOWS = (1.0, 0.5, 2.0)
 """Exponents of the levels used in the price of a value: each is tried, the best placement kept."""
 
@@ -322,27 +325,27 @@ def _cut(
         wanted = need[i] + nodes[i].op.depth
         return [j for j in nodes[i].inputs if j in region and levels[j] < wanted]
 
-    network = nx.DiGraph()
-    for i in sorted(region):
+    # Every value is an edge from 2k to 2k + 1, k being its place in the region.
+    place = {i: k for k, i in enumerate(sorted(region))}
+    source, sink = 2 * len(place), 2 * len(place) + 1
+    edges: list[tuple[int, int, float]] = []
+    for i, k in place.items():
         kind, used = graph.kinds[i], top - levels[i]
+        price = inf
         if kind is not None and used > 0 and graph.can_refresh(i, levels[i]):
             # Per level that was used: a late refresh is worth more than an early one.
-            network.add_edge((i, 0), (i, 1), capacity=kind.price / min(used, top) ** window)
-        else:
-            network.add_edge((i, 0), (i, 1))  # without capacity: infinite
+            price = kind.price / min(used, top) ** window
+        edges.append((2 * k, 2 * k + 1, price))
         sources = lacking(i)
-        for j in sources:
-            network.add_edge((j, 1), (i, 0))
+        edges += [(2 * place[j] + 1, 2 * k, inf) for j in set(sources)]
         if not sources:
-            network.add_edge("source", (i, 0))
-    for i in sorted(first):
-        for j in lacking(i):
-            network.add_edge((j, 1), "sink")
-    try:
-        late = _sink_side(network)
-    except nx.NetworkXUnbounded:
-        raise _stuck(graph, min(first)) from None
-    return {i for i in region if (i, 0) not in late and (i, 1) in late}
+            edges.append((source, 2 * k, inf))
+    last = {j for i in first for j in lacking(i)}
+    edges += [(2 * place[j] + 1, sink, inf) for j in last]
+    late = _sink_side(edges, source, sink)
+    if late is None:
+        raise _stuck(graph, min(first))
+    return {i for i, k in place.items() if not late[2 * k] and late[2 * k + 1]}
 
 
 def _stuck(graph: _Graph, i: int) -> LevelError:
@@ -375,20 +378,34 @@ def _lacking(
     return out
 
 
-def _sink_side(network: nx.DiGraph) -> set[Any]:
-    """Return the sink's side of a minimum cut, of several the one nearest to the sink."""
-    residual = nx.algorithms.flow.preflow_push(network, "source", "sink")
+def _sink_side(
+    edges: Sequence[tuple[int, int, float]], source: int, sink: int
+) -> NDArray[np.bool_] | None:
+    """Return which nodes are on the sink's side of the minimum cut nearest to the sink.
+
+    None if no cut is finite.
+
+    Parameters
+    ----------
+    edges
+        (from, to, price), each pair of nodes once.
+    source, sink
+        The ends; the sink is the last node.
+    """
+    tails, heads, prices = (np.array(x) for x in zip(*edges, strict=True))
+    finite = np.isfinite(prices)
+    shape = (sink + 1, sink + 1)
+    free = csr_array((np.ones(np.sum(~finite)), (tails[~finite], heads[~finite])), shape)
+    if sink in breadth_first_order(free, source, return_predecessors=False):
+        return None
+    scale = FREE / 2 / prices[finite].sum()
+    capacities = np.where(finite, np.rint(np.where(finite, prices, 0) * scale), FREE)
+    network = csr_array((capacities.astype(np.int32), (tails, heads)), shape)
+    residual = network - maximum_flow(network, source, sink).flow
+    residual.eliminate_zeros()
     # What can still send flow to the sink is on its side; all else is not.
-    reverse: dict[Any, list[Any]] = {}
-    for u, v, data in residual.edges(data=True):
-        if data["capacity"] - data["flow"] > 1e-9:
-            reverse.setdefault(v, []).append(u)
-    side, pending = {"sink"}, ["sink"]
-    while pending:
-        for u in reverse.get(pending.pop(), []):
-            if u not in side:
-                side.add(u)
-                pending.append(u)
+    side = np.zeros(sink + 1, bool)
+    side[breadth_first_order(residual.T.tocsr(), sink, return_predecessors=False)] = True
     return side
 
 
@@ -454,11 +471,8 @@ def exact(
     LevelError
         If it cannot be solved in time.
     """
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import lil_matrix
-    except ImportError as e:
-        raise ProgramError("exact placement needs SciPy: pip install scipy") from e
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import lil_matrix
 
     graph = _Graph(program, budget, top_level)
     nodes, n, top = program.nodes, len(program.nodes), graph.budget.output_level

@@ -222,7 +222,8 @@ def _json(e: Examples, folder: Path) -> list[Target]:
             "json",
         ),
         Target("machine", machines, from_file(lambda p: load_machine(str(p))), "json"),
-        Target("plan", plans, from_file(read_plan), "json", share=0.3),
+        # Half a microsecond for every byte, and they may be four millions.
+        Target("plan", plans, from_file(read_plan), "json", share=0.3, seconds=10),
         Target("key-index", (indices[0],), parse_index, "json", share=0.5),
         Target("bootstrapping-key-index", (indices[1],), parse_raised, "json", share=0.3),
     ]

@@ -15,6 +15,7 @@ import threading
 import dask.config
 from dask_jobqueue import SLURMCluster
 
+from aegis_dask.runtime.adaptive import AdaptiveWorkers
 from aegis_dask.runtime.security import load_security
 from aegis_dask.runtime.settings import CONFIG
 
@@ -23,6 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--certs", required=True, help="directory of aegis certs make")
     parser.add_argument("--workers", type=int, default=1, help="number of jobs")
+    parser.add_argument("--least", type=int, help="number of jobs while no run is under way")
     parser.add_argument("--cores", type=int, default=16, help="of each job")
     parser.add_argument("--memory", default="64GB", help="of each job")
     parser.add_argument("--walltime", default="04:00:00", help="of each job")
@@ -66,7 +68,10 @@ def main() -> None:
         if options.print:
             print(cluster.job_script())
             return
-        cluster.scale(jobs=options.workers)
+        if options.least is None:
+            cluster.scale(jobs=options.workers)
+        else:
+            cluster.adapt(Adaptive=AdaptiveWorkers, minimum=options.least, maximum=options.workers)
         print(f"scheduler: {cluster.scheduler_address}, dashboard: {cluster.dashboard_link}")
         print("Ctrl-C ends the cluster and its jobs.")
         try:

@@ -94,8 +94,8 @@ class Case:
 
 
 def config(layers: int, hidden: int, heads: int, **sizes: Any) -> BertConfig:
-    inner = sizes.get("inner", 2 * hidden)
-    return BertConfig(layers, hidden, heads, inner, vocabulary=100, max_positions=256)
+    inner = sizes.pop("inner", 2 * hidden)
+    return BertConfig(layers, hidden, heads, inner, vocabulary=100, max_positions=256, **sizes)
 
 
 CASES = {
@@ -108,6 +108,7 @@ CASES = {
     "long": Case(config(1, 32, 4), 1024, 128),
     "one token": Case(config(1, 32, 2), 512, 1),
     "one ciphertext": Case(config(1, 16, 2, inner=16), 512, 32),
+    "gated": Case(config(1, 32, 2, gated=True), 512, 30),
 }
 
 
@@ -117,7 +118,7 @@ def test_a_simulated_layer_is_the_model(name: str) -> None:
     assert case.error(case.simulated) < FIT_ERROR * len(case.model.layers)
 
 
-@pytest.mark.parametrize("name", ["padded", "holes", "more heads than blocks"])
+@pytest.mark.parametrize("name", ["padded", "holes", "more heads than blocks", "gated"])
 def test_parts_of_every_stage_are_the_stage(name: str) -> None:
     case = CASES[name]
     store, e = case.model.tensors(), Simulated()
@@ -139,7 +140,10 @@ class Run:
     output: CipherArray
 
 
-@pytest.fixture(scope="module", params=["padded", pytest.param("holes", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("holes", "gated")]
+
+
+@pytest.fixture(scope="module", params=["padded", *SLOW])
 def encrypted(request: pytest.FixtureRequest) -> Run:
     """With the keys of the analysis, at the levels of the analysis."""
     case: Case = CASES[request.param]
@@ -192,8 +196,9 @@ def test_parts_of_every_encrypted_stage_give_the_same_residues(encrypted: Run) -
 # -- structure ----------------------------------------------------------------------------------
 
 
-def test_a_layer_takes_the_levels_of_its_parts() -> None:
-    case = CASES["full"]
+@pytest.mark.parametrize("name", ["full", "gated"])
+def test_a_layer_takes_the_levels_of_its_parts(name: str) -> None:
+    case = CASES[name]
     layer = encoder_layers(case.model, calibrate(case.model, [[3, 4, 5]] * 8))[0]
     layout, fits = hidden_layout(case.model, case.packing), layer.fits
 
@@ -212,4 +217,5 @@ def test_a_layer_takes_the_levels_of_its_parts() -> None:
     # masks of queries and of the denominator
     softmax = lanes + 2 + fits.exponential.depth + max(1, lanes + fits.inverse.depth) + 1
     assert depth_of(attention_block) == softmax + 1 + 3 + levels(fits.norm1)
-    assert depth_of(feed_forward_block) == 1 + levels(fits.gelu) + 1 + 3 + levels(fits.norm2)
+    inner = levels(fits.gelu) + (layer.gate is not None)
+    assert depth_of(feed_forward_block) == 1 + inner + 1 + 3 + levels(fits.norm2)

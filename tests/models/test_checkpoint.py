@@ -278,7 +278,9 @@ def test_named_shapes_are_those_of_the_publications() -> None:
     assert (base.layers, base.hidden, base.heads, base.intermediate) == (12, 768, 12, 3072)
     assert (large.layers, large.hidden, large.heads, large.intermediate) == (24, 1024, 16, 4096)
     assert large.max_positions == 128
-    assert all(config.head_size in (32, 64) for config in SHAPES.values())
+    llama = named_config("llama-3-8b")
+    assert (llama.layers, llama.hidden, llama.intermediate, llama.gated) == (32, 4096, 14336, True)
+    assert all(config.head_size in (32, 64, 128) for config in SHAPES.values())
     with pytest.raises(ModelError, match="no shape is named 'bert-huge'; choose one of bert-base"):
         named_config("bert-huge")
 

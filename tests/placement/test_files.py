@@ -181,7 +181,7 @@ def test_damaged_files_are_refused(plan: Plan, tmp_path: Path) -> None:
         read_plan(path)
     for text, message in (
         ("{", "is not JSON"),
-        ("[]", "must be an object"),
+        ("[]", "not a JSON object"),
         ("{}", "has no 'format'"),
         ('{"format": "x"}', "'aegis plan --out FILE' writes one"),
         ('{"format": "aegis-plan", "version": 99}', "of version 99, this library reads 1"),
