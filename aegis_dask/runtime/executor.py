@@ -5,18 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cloudpickle
 from distributed import Client
 from numpy.typing import NDArray
 
@@ -24,13 +20,12 @@ from aegis_dask import config
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
-from aegis_dask.dashboard.brief import Brief, make_brief
 from aegis_dask.errors import ClusterError, LevelError, ProgramError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS
 from aegis_dask.placement.devices import MACHINES, Machine, load_machine
 from aegis_dask.placement.files import check_plan
-from aegis_dask.placement.limbs.plan import LimbProgram, plan_by_limbs
-from aegis_dask.placement.limbs.record import Recording, record, unrecorded
+from aegis_dask.placement.limbs.plan import plan_by_limbs
+from aegis_dask.placement.limbs.record import Recording, record
 from aegis_dask.placement.limbs.rounds import Exchange
 from aegis_dask.placement.planner import Planner
 from aegis_dask.placement.strategy import Strategy, contiguous
@@ -38,20 +33,15 @@ from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis, analyse
-from aegis_dask.runtime import cluster, plugin
+from aegis_dask.runtime import cluster
+from aegis_dask.runtime.attempt import About, Attempt
 from aegis_dask.runtime.checkpoints import Checkpoint, Snapshot, identity
 from aegis_dask.runtime.context import InterpreterFactory
-from aegis_dask.runtime.events import Events
-from aegis_dask.runtime.hosts import Hosts
-from aegis_dask.runtime.loading import Loaded, Loader
-from aegis_dask.runtime.measure import WorkerReport
+from aegis_dask.runtime.loading import Loaded
 from aegis_dask.runtime.progress import ProgressCallback
-from aegis_dask.runtime.result import Result, make_result
-from aegis_dask.runtime.session import MoreWorkersError, Session, WorkerLostError
-from aegis_dask.runtime.transfers import count_transfers
-from aegis_dask.runtime.values import join_limbs, join_rows
-from aegis_dask.runtime.watch import install_monitor, seen, watched
-from aegis_dask.runtime.worker import PLUGIN, RunSpec
+from aegis_dask.runtime.result import Result
+from aegis_dask.runtime.session import MoreWorkersError, WorkerLostError
+from aegis_dask.runtime.site import Site
 
 logger = logging.getLogger(__name__)
 
@@ -59,21 +49,8 @@ RESUMES = 3
 """How often a run survives the loss of a worker."""
 JOIN_SECONDS = 30.0
 """How long a run waits for workers that are being restarted."""
-RECONNECT_SECONDS = 1.0
-LOAD = "load"
-"""File of `runtime.load`."""
 UNKNOWN_STAGE_SECONDS = 0.1
 """Assumed work of a stage where nothing is known of it."""
-
-
-@dataclass(frozen=True)
-class About:
-    """What the dashboard is told of a run: its name, and what predictions are made from."""
-
-    title: str = ""
-    top_level: int | None = None
-    machine: Machine | None = None
-    resumed: int = 0
 
 
 class Executor:
@@ -85,8 +62,6 @@ class Executor:
     ----------
     workers, threads
         Number of workers, and threads of the kernels in each.
-    is_local
-        Whether the workers share this machine with the client.
     machine
         Devices and links to plan for, if they are known: those of worker processes that `local`
         has started, unless Dask's configuration names others.
@@ -113,23 +88,19 @@ class Executor:
         join_seconds: float = JOIN_SECONDS,
         takes_all: bool = False,
     ) -> None:
-        self.client, self.workers, self.threads = client, workers, threads
-        self.join_seconds, self._takes_all = join_seconds, takes_all
+        self.workers, self.threads, self._takes_all = workers, threads, takes_all
         self.machine: Machine | None = None
-        self.is_local = client.cluster is not None
-        self._stack, self._in_process, self._has_dashboard = stack, in_process, has_dashboard
+        self._stack, self._has_dashboard = stack, has_dashboard
         self._analyses: deque[tuple[Program, int | None, str, Analysis]] = deque(maxlen=16)
-        self._addresses: list[str] = []
-        self._hosts = Hosts(client, directory, ship)
-        stack.callback(self._hosts.close)
-        self._loader = Loader(client, self._hosts, in_process)
-        stack.callback(self._loader.close)
         self._own: Loaded | None = None
-        self._events = Events(client)
-        self._again: Callable[[], Client] | None = None  # connects, if the cluster is not ours
-        self._scheduler = ""
-        self._lock = threading.RLock()  # of workers and files; runs go on side by side
-        self._introduce()
+        self._site = Site(
+            client,
+            stack,
+            directory=directory,
+            ship=ship,
+            in_process=in_process,
+            join_seconds=join_seconds,
+        )
         self.prepare()
 
     # -- opening and closing -----------------------------------------------------------------
@@ -300,7 +271,7 @@ class Executor:
                 takes_all=workers is None,
             )
             stack = executor._stack = stack.pop_all()
-            executor._again = again
+            executor._site.again = again
         return executor
 
     def __enter__(self) -> Executor:
@@ -332,7 +303,17 @@ class Executor:
     @property
     def addresses(self) -> list[str]:
         """Addresses of worker 0, 1, ... of the next run, if all stay."""
-        return list(self._addresses)
+        return list(self._site.addresses)
+
+    @property
+    def client(self) -> Client:
+        """Dask's client of the cluster; another one once the scheduler was started again."""
+        return self._site.client
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the workers share this machine with the client."""
+        return self._site.is_local
 
     # -- context -----------------------------------------------------------------------------
 
@@ -383,19 +364,20 @@ class Executor:
         ClusterError
             As `prepare`, which does the same for runs that name no context.
         """
-        with self._lock:
-            loaded = self._loader.load(params, keys, store or {})
+        site = self._site
+        with site.lock:
+            loaded = site.loader.load(params, keys, store or {})
             try:
-                self._ready(loaded)
+                site.ready(loaded, self.workers)
             except BaseException:
-                self._loader.unload(loaded)
+                site.loader.unload(loaded)
                 raise
             return loaded
 
     def unload(self, loaded: Loaded) -> None:
         """Take back what `load` has given. No run may use it."""
-        with self._lock:
-            self._loader.unload(loaded)
+        with self._site.lock:
+            self._site.loader.unload(loaded)
 
     def adapt(self) -> int:
         """Take all workers that the cluster has now for the runs to come; return how many.
@@ -407,73 +389,9 @@ class Executor:
         ClusterError
             If the scheduler does not come back.
         """
-        with self._lock:
-            if self._again is not None:
-                self._find_scheduler()
-                self.workers = len(cluster.workers_of(self.client)) or self.workers
-            return self.workers
-
-    def _ready(
-        self, loaded: Loaded, count: int | None = None, *, takes_fewer: bool = False
-    ) -> dict[str, str]:
-        """Wait for workers, and open a context where it is not; return their directories.
-
-        In the order in which a run numbers the workers. With `takes_fewer` those that there are
-        after the time to wait will do.
-        """
-        with self._lock:
-            self._find_scheduler()
-            count = count or self.workers
-            try:
-                found = cluster.wait_for_workers(self.client, count, self.join_seconds)
-            except ClusterError:
-                found = cluster.workers_of(self.client)
-                if not takes_fewer or not found:
-                    raise
-            # Those of before first: one that joined late is taken if another is gone.
-            ordered = sorted(cluster.in_order(found), key=lambda a: a not in self._addresses)
-            chosen = set(ordered[:count])
-            self._addresses = [a for a in cluster.in_order(found) if a in chosen]
-            found_in = self._hosts.sync(self._addresses)
-            where = {address: found_in[address] for address in self._addresses}
-            self._loader.open(loaded, where)
-            return where
-
-    def _introduce(self) -> None:
-        """Give scheduler and workers, those to come too, what they need of us."""
-        self._scheduler = cluster.identity_of(self.client)["id"]
-        on_their_own = self.is_local and not self._in_process
-        self.client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
-        install_monitor(self.client)
-        self.client.run(plugin.bury, self.client.run_on_scheduler(_clients), on_error="ignore")
-
-    def _find_scheduler(self) -> None:
-        """Notice that the scheduler has been started again; wait for it if it is away.
-
-        Raises
-        ------
-        ClusterError
-            If it does not come back.
-        """
-        deadline = time.monotonic() + self.join_seconds
-        while True:
-            try:
-                if cluster.identity_of(self.client)["id"] != self._scheduler:
-                    logger.warning("the scheduler has been started again")
-                    self._loader.forget_workers()
-                    self._introduce()
-                return
-            except (OSError, TimeoutError) as e:
-                if self._again is None or time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"the scheduler no longer answers ({e}); start it again at the same "
-                        "address, or open a new Executor"
-                    ) from e
-            time.sleep(RECONNECT_SECONDS)
-            with suppress(ClusterError):
-                client = self._again()
-                for user in (self, self._hosts, self._loader, self._events):
-                    user.client = client
+        if self._site.again is not None:
+            self.workers = self._site.count() or self.workers
+        return self.workers
 
     # -- runs --------------------------------------------------------------------------------
 
@@ -651,8 +569,8 @@ class Executor:
         if plan is not None:
             check_plan(plan, program, workers)
         elif grows:
-            workers = self._count() or workers
-        where = self._ready(loaded, workers)
+            workers = self._site.count() or workers
+        where = self._site.ready(loaded, workers)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
         planner = self._planner(
@@ -668,7 +586,23 @@ class Executor:
             interpreter=interpreter,
             loaded=loaded,
         )
-        about = About(title, top_level, self.machine if machine is None else machine)
+        about = About(
+            title,
+            self.dashboard_link,
+            self._analyse(program, top_level, interpreter, loaded),
+            self.machine if machine is None else machine,
+        )
+        attempt = Attempt(
+            self._site,
+            program,
+            inputs,
+            interpreter,
+            loaded,
+            self.threads,
+            progress,
+            cancelled,
+            grows,
+        )
         snapshot: Snapshot | None = Snapshot() if resumes or grows else None
         if checkpoint is not None:
             kind = interpreter if isinstance(interpreter, str) else type(interpreter).__qualname__
@@ -678,19 +612,7 @@ class Executor:
         while True:
             plan = _plan_for(planner, len(where), plan, snapshot)
             try:
-                result = self._execute(
-                    program,
-                    inputs,
-                    plan,
-                    where,
-                    interpreter,
-                    progress,
-                    loaded=loaded,
-                    snapshot=snapshot,
-                    cancelled=cancelled,
-                    about=replace(about, resumed=resumed),
-                    grows=grows,
-                )
+                result = attempt.run(plan, where, replace(about, resumed=resumed), snapshot)
             except WorkerLostError as error:
                 if snapshot is None or resumed == resumes:
                     raise
@@ -698,20 +620,14 @@ class Executor:
                 logger.warning(
                     "%s; taken up again after %d of the groups of tasks", error, snapshot.groups
                 )
-                where = self._ready(loaded, len(where), takes_fewer=True)
+                where = self._site.ready(loaded, len(where), takes_fewer=True)
             except MoreWorkersError as news:
                 logger.info("%s; the rest is planned for all of them", news)
-                where = self._ready(loaded, self._count(), takes_fewer=True)
+                where = self._site.ready(loaded, self._site.count(), takes_fewer=True)
             else:
                 if checkpoint is not None:
                     shutil.rmtree(checkpoint, ignore_errors=True)
                 return replace(result, resumed=resumed)
-
-    def _count(self) -> int:
-        """Return how many workers the cluster has."""
-        with self._lock:
-            self._find_scheduler()
-            return len(cluster.workers_of(self.client))
 
     def record(
         self, program: Program, inputs: Mapping[str, CipherArray], late: bool = False
@@ -770,179 +686,22 @@ class Executor:
         recording = self.record(program, inputs, late=exchange == "cheapest")
         plan, known = plan_by_limbs(recording, self.workers, exchange)
         loaded = self._prepared
-        where = self._ready(loaded)
-        return self._execute(
+        where = self._site.ready(loaded, self.workers)
+        about = About(
+            dashboard=self.dashboard_link,
+            analysis=self._analyse(program, None, "encrypted", loaded),
+        )
+        attempt = Attempt(
+            self._site,
             program,
             inputs,
-            plan,
-            where,
             "encrypted",
+            loaded,
+            self.threads,
             progress,
-            (recording, known),
-            loaded=loaded,
+            by_limbs=(recording, known),
         )
-
-    def _execute(
-        self,
-        program: Program,
-        inputs: Mapping[str, Any],
-        plan: Plan,
-        where: dict[str, str],
-        interpreter: str | InterpreterFactory,
-        progress: ProgressCallback | None,
-        by_limbs: tuple[Recording, LimbProgram] | None = None,
-        *,
-        loaded: Loaded,
-        snapshot: Snapshot | None = None,
-        cancelled: threading.Event | None = None,
-        about: About | None = None,
-        grows: bool = False,
-    ) -> Result:
-        known = {program.inputs[name]: value for name, value in inputs.items()}
-        if snapshot is not None:
-            known |= snapshot.known
-        run = uuid.uuid4().hex[:8]
-        addresses = tuple(where)
-        spec = RunSpec(
-            run,
-            loaded.name,
-            program,
-            plan.tasks,
-            interpreter,
-            addresses,
-            self._load_file(),
-            by_limbs and by_limbs[1],
-        )
-        session = Session(
-            self.client, self._events, spec, plan, progress, snapshot, cancelled, grows=grows
-        )
-        file = Path(f"run-{run}.pickle")
-        threads = None if loaded.context.params is None else self.threads
-        try:
-            with self._connected(session):
-                brief = self._brief(session, about or About(), loaded)
-                with watched(self.client, brief), self._connected(session):
-                    self._start(spec, file, where, threads)
-                    pieces = session.execute(known)
-                    reports: dict[str, WorkerReport] = self.client.run(
-                        plugin.report_run, run, workers=list(addresses)
-                    )
-        finally:
-            with self._lock:
-                self._hosts.withdraw(file)
-            with suppress(Exception):  # workers may be gone
-                self.client.run(plugin.drop_run, run, on_error="ignore")
-        if by_limbs is None:
-            outputs = {name: join_rows(parts) for name, parts in pieces.items()}
-        else:
-            outputs = {name: _joined(*by_limbs, name, parts) for name, parts in pieces.items()}
-        for name, node in program.outputs.items():
-            if name not in outputs:  # an input that is an output, or it was known before
-                outputs[name] = known[node]
-        return self._result(session, brief, outputs, reports, loaded.context.params)
-
-    @staticmethod
-    @contextmanager
-    def _connected(session: Session) -> Iterator[None]:
-        """Say what it means when the block loses a connection."""
-        try:
-            yield
-        except (OSError, TimeoutError, CancelledError) as e:
-            session.check_workers()
-            raise WorkerLostError(
-                f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; what "
-                "has been restarted is taken up"
-            ) from e
-
-    def _brief(self, session: Session, about: About, loaded: Loaded) -> Brief:
-        """Return what the dashboard shows of a run before it begins."""
-        spec, groups = session.spec, session.groups
-        first = groups[session.first].tasks[0] if session.first < len(groups) else 0
-        return make_brief(
-            session.program,
-            session.plan,
-            run=spec.run,
-            addresses=spec.addresses,
-            names=self._names(spec.addresses),
-            title=about.title,
-            client=self.client.id,
-            analysis=self._analyse(session.program, about.top_level, spec.interpreter, loaded),
-            machine=about.machine,
-            first=first,
-            resumed=about.resumed,
-        )
-
-    def _names(self, addresses: Sequence[str]) -> list[str]:
-        """Return the workers' names, by Dask."""
-        known = cluster.workers_of(self.client)
-        return [str(known.get(a, {}).get("name", i)) for i, a in enumerate(addresses)]
-
-    @property
-    def _shares_cores(self) -> bool:
-        """Whether the workers are processes that we have started on this machine."""
-        return self.is_local and not self._in_process and self.workers > 1
-
-    def _load_file(self) -> str:
-        """Return the file in which workers that share this machine say what they do, or ""."""
-        if not self._shares_cores:
-            return ""
-        path = self._hosts.root / LOAD
-        with self._lock:
-            if not path.exists():
-                path.write_bytes(bytes(self.workers))
-        return str(path)
-
-    def _start(self, spec: RunSpec, file: Path, where: dict[str, str], threads: int | None) -> None:
-        (self._hosts.root / file).write_bytes(cloudpickle.dumps(spec))
-        with self._lock:
-            self._hosts.publish(file)
-            self._hosts.sync(list(spec.addresses))
-        paths: dict[str, list[str]] = {}
-        for address in spec.addresses:
-            paths.setdefault(str(Path(where[address]) / file), []).append(address)
-        for path, workers in paths.items():
-            self.client.run(plugin.start_run, path, threads, workers=workers)
-
-    def _result(
-        self,
-        session: Session,
-        brief: Brief,
-        outputs: dict[str, Any],
-        reports: dict[str, WorkerReport],
-        params: Parameters | None,
-    ) -> Result:
-        kind = session.spec.interpreter
-        about = {
-            "program": repr(session.program),
-            "parameters": "none: nothing is encrypted" if params is None else repr(params),
-            "interpreter": getattr(kind, "__name__", str(kind)),
-            "kernel threads per worker": str(self.threads),
-            "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        }
-        addresses = session.spec.addresses
-        transfers = count_transfers(
-            session.program,
-            session.tasks,
-            session.index_of,
-            addresses,
-            reports,
-            session.sent,
-            session.fetched,
-        )
-        return make_result(
-            session.program,
-            session.tasks,
-            addresses,
-            brief.names,
-            reports,
-            outputs={name: outputs[name] for name in session.program.outputs},
-            transfers=transfers,
-            begin=session.begin,
-            seconds=session.seconds,
-            dashboard=self.dashboard_link,
-            about=about,
-            view=seen(self.client, brief, session.begin, session.seconds, reports, transfers.pairs),
-        )
+        return attempt.run(plan, where, about)
 
 
 def _plan_for(planner: Planner, workers: int, plan: Plan | None, snapshot: Snapshot | None) -> Plan:
@@ -971,16 +730,6 @@ def _plan_for(planner: Planner, workers: int, plan: Plan | None, snapshot: Snaps
     if snapshot is not None:
         snapshot.begin(plan)
     return plan
-
-
-def _joined(recording: Recording, known: LimbProgram, name: str, parts: list[Any]) -> CipherArray:
-    """Return an output whose limbs workers 0, 1, .. have."""
-    positions = known.positions(recording.program.outputs[name])
-    return unrecorded(recording.outputs[name], join_limbs(parts, positions))
-
-
-def _clients(dask_scheduler: Any) -> list[str]:
-    return list(dask_scheduler.clients)
 
 
 def _level(value: Any) -> int:

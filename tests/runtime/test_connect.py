@@ -68,9 +68,9 @@ def test_a_foreign_cluster_gives_the_same_residues_and_keeps_no_files(
     expected = client.expected()
     with Executor.connect(scheduler.scheduler_address, workers=2, ship=ship) as executor:
         executor.prepare(client.params, client.keys, STORE)
-        directories = set(executor._hosts.sync(executor.addresses).values())
+        directories = set(executor._site.hosts.sync(executor.addresses).values())
         assert len(directories) == 1
-        assert ({str(executor._hosts.root)} != directories) is ship
+        assert ({str(executor._site.hosts.root)} != directories) is ship
         assert all(Path(d).stat().st_mode & 0o077 == 0 for d in directories)
         for _ in range(2):
             result = executor.run(PROGRAM, client.inputs, stage_work=WORK)
@@ -283,7 +283,7 @@ from aegis_dask.runtime.executor import Executor
 
 executor = Executor.connect(sys.argv[1])
 executor.prepare(store={"w": np.ones(8)})
-print(executor._hosts.root, flush=True)
+print(executor._site.hosts.root, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -310,7 +310,7 @@ def test_what_a_client_has_left_that_is_gone_is_cleaned_up(scheduler: LocalClust
             lambda dask_worker: set(dask_worker.plugins["aegis"].contexts)
         )
         assert list(held.values()) == [own, own]
-        assert executor._hosts.root.is_dir()
+        assert executor._site.hosts.root.is_dir()
 
 
 def test_a_cluster_that_grows_and_shrinks_is_followed(scheduler: LocalCluster) -> None:

@@ -65,4 +65,4 @@ def test_kernels_adapt_while_a_task_runs(
 @pytest.mark.parametrize(("workers", "processes", "shares"), [(2, True, True), (1, True, False)])
 def test_only_processes_that_we_start_share(workers: int, processes: bool, shares: bool) -> None:
     with Executor.local(workers, 1, processes=processes) as executor:
-        assert executor._shares_cores is shares
+        assert executor._site.shares_cores(executor.workers) is shares

@@ -28,7 +28,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 
 
 def files(executor: Executor) -> set[str]:
-    return {p.name for p in executor._hosts.root.iterdir()} - {"probe", "load"}
+    return {p.name for p in executor._site.hosts.root.iterdir()} - {"probe", "load"}
 
 
 def test_clients_with_keys_of_their_own_run_side_by_side(executor: Executor) -> None:

@@ -345,7 +345,7 @@ def test_what_the_cluster_could_not_do_is_tried_again(
 def test_keys_give_way_to_others(
     offered: Job, executor: Executor, tmp_path: Path, people: dict[str, Person]
 ) -> None:
-    before = len(executor._loader._loaded)
+    before = len(executor._site.loader._loaded)
     with serving(tmp_path / "s", offered, executor, keys_bytes=1, at_once=1) as served:
         for _ in range(2):
             for name, person in people.items():
@@ -353,8 +353,8 @@ def test_keys_give_way_to_others(
                 y = remote.run(person.client, keys, person.x)
                 np.testing.assert_allclose(y, person.expected, atol=TOLERANCE)
                 time.sleep(0.1)  # the runner lets go of them
-                assert len(executor._loader._loaded) <= before + 1
-    assert len(executor._loader._loaded) == before
+                assert len(executor._site.loader._loaded) <= before + 1
+    assert len(executor._site.loader._loaded) == before
 
 
 def test_an_interface_is_described(served: Served) -> None:
