@@ -7,6 +7,7 @@ finished task. It looks at nothing else: no transition of a task passes through 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,10 @@ MOST_WAITING, SETTLE_SECONDS = 500, 0.5
 """So many tasks wait to be noted, and so long while others come."""
 LOOK_SECONDS = 0.1
 """How often the memory is looked at while tasks finish."""
+SPAN_SECONDS, LATE_SECONDS = 60.0, 3600.0
+"""How long Dask's own record of a run (a span) is kept, and when no worker tells of it any more."""
+OPENED = "open-context"
+"""How Dask calls the tasks of `runtime.loading`."""
 MOST_TEXT = 500
 """Characters of a message that are kept."""
 
@@ -60,6 +65,8 @@ class Monitor(SchedulerPlugin):
         self.ended = dict.fromkeys((FINISHED, FAILED, CANCELLED, LOST), 0)
         self.resumed = 0
         self.totals = Totals()
+        self._spans: deque[tuple[float, str]] = deque()  # when runs ended
+        self._emptied: deque[tuple[float, str]] = deque()  # when spans of Dask were emptied
         self._waiting: list[Mapping[str, Any]] = []
         self._settled = self._looked = 0.0  # when
         self._scheduler: Any = None
@@ -119,7 +126,16 @@ class Monitor(SchedulerPlugin):
                 with suppress(LookupError, TypeError, ValueError):  # a stranger's event
                     run.task(event)
         self._look_at_memory()
-        self._settled = time.time()
+        self._settled = now = time.time()
+        if self._scheduler is not None:
+            self._forget_spans(now)
+
+    def _forget_spans(self, now: float) -> None:
+        while self._spans and self._spans[0][0] < now - SPAN_SECONDS:
+            emptied = empty_spans(self._scheduler, self._spans.popleft()[1])
+            self._emptied += [(now, span) for span in emptied]
+        while self._emptied and self._emptied[0][0] < now - LATE_SECONDS:
+            self._scheduler.extensions["spans"].spans.pop(self._emptied.popleft()[1], None)
 
     def end(self, run: str, state: str, message: str = "") -> None:
         """Take note of the end of a run."""
@@ -129,6 +145,7 @@ class Monitor(SchedulerPlugin):
         now = time.time()
         self.settle()
         log.end(now, state, message)
+        self._spans.append((now, run))
         self.ended[state] += 1
         if message:
             log.note_trouble(now, "the run", message)
@@ -165,6 +182,29 @@ class Monitor(SchedulerPlugin):
                 if state is not None:
                     process = int(state.metrics.get("memory") or 0)
                     run.note_memory(i, int(state.nbytes), process, int(state.memory_limit or 0))
+
+
+def empty_spans(scheduler: Any, run: str) -> list[str]:
+    """Let a scheduler forget what it has in the spans of a run, which by itself it never does.
+
+    What clients send, and contexts that they open, are in spans called default, one each. They stay
+    known by their identifiers, which are returned: a worker whose heartbeat told of one that is not
+    would be closed.
+    """
+    spans = scheduler.extensions.get("spans")
+    emptied = []
+    for span in [] if spans is None else list(spans.spans.values()):
+        names = [group.name for group in span.groups]
+        sent = span.name == ("default",) and all(n.endswith((OPENED, run)) for n in names)
+        if names and span.done and (span.id == run or sent):
+            span.groups.clear()
+            span._code.clear()
+            span._cumulative_worker_metrics.clear()
+            by_tags = [spans.spans_search_by_tag[tag] for tag in span.name]
+            for known in (spans.root_spans, spans.spans_search_by_name[span.name], *by_tags):
+                known.remove(span)
+            emptied.append(span.id)
+    return emptied
 
 
 # -- called on the scheduler -----------------------------------------------------------------

@@ -136,6 +136,7 @@ class Attempt:
             snapshot,
             self.cancelled,
             grows=self.grows,
+            title=about.title,
         )
         file = Path(f"run-{run}.pickle")
         try:

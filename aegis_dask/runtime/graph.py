@@ -143,6 +143,7 @@ def make_graph(
     ranks: Sequence[int],
     addresses: Sequence[str],
     run: str,
+    title: str = "",
 ) -> HighLevelGraph:
     """Return the graph of a group: a layer for each stage, every task pinned to its worker.
 
@@ -155,8 +156,8 @@ def make_graph(
     addresses
         Of the workers, which must have joined: Dask takes a pin to a name that it does not know for
         the whole host.
-    run
-        Name under which the workers hold the run.
+    run, title
+        Name under which the workers hold the run, and what Dask's pages call it (as a span).
     """
     layers: defaultdict[str, dict[Key, DaskTask]] = defaultdict(dict)
     members: defaultdict[str, list[Task]] = defaultdict(list)
@@ -183,6 +184,7 @@ def make_graph(
             "workers": Lookup(pins),
             "priority": Lookup({part: -ranks[t.index] for part, t in parts.items()}),
             "aegis": Lookup(about),
+            "span": {"name": (title or "run",), "ids": (run,)},
         }
         out[name] = MaterializedLayer(graph, annotations=annotations)
     return HighLevelGraph(out, {name: depends[name] for name in out})

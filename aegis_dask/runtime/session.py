@@ -75,6 +75,8 @@ class Session:
         Ends the run when it is set.
     grows
         Whether to end between two layers when the cluster has more workers than the run.
+    title
+        What to call the run.
     """
 
     def __init__(
@@ -88,10 +90,12 @@ class Session:
         cancelled: threading.Event | None = None,
         *,
         grows: bool = False,
+        title: str = "",
     ) -> None:
         self._hub, self.snapshot, self._cancelled = hub, snapshot, cancelled
         self._grows, self._joined = grows and snapshot is not None, 0
         self.client, self.spec, self.plan, self.progress = client, spec, plan, progress
+        self.title = title
         self.program, self.tasks = spec.program, plan.tasks
         self.keys: list[Key] = make_keys(self.program, self.tasks, spec.run)
         self.index_of = {key: i for i, key in enumerate(self.keys)}
@@ -274,6 +278,7 @@ class Session:
             self.ranks,
             self.spec.addresses,
             self.spec.run,
+            self.title,
         )
         found = self.client.get(graph, [self.keys[i] for i in group.wanted], sync=False)
         for i, future in zip(group.wanted, found, strict=True):

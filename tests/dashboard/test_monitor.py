@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 
+from aegis_dask.dashboard import monitor
 from aegis_dask.dashboard.brief import make_brief
 from aegis_dask.dashboard.monitor import KEPT, NAME, RUNS, TASKS, Monitor, begin_run, view_runs
 from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, RUNNING, RunView, parse_view
@@ -85,6 +86,24 @@ def test_bytes_memory_and_levels_of_an_encrypted_run_are_beside_the_plan() -> No
     assert view.precision_bits == 30
     assert all(d.planned_peak and d.peak for d in view.devices)
     assert {c.high for c in view.columns} <= set(range(client.params.max_level + 1))
+
+
+def test_a_run_is_a_span_of_dask_that_is_forgotten(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = executor.client.cluster.scheduler
+    known = scheduler.extensions["spans"]
+    executor.run(PROGRAM, X, **HOW, title="spanned")
+    (span,) = known.find_by_tags("spanned")
+    assert len(span.groups) >= 10
+    monkeypatch.setattr(monitor, "SPAN_SECONDS", 0.0)
+    until(executor.client, lambda v: v.state == FINISHED)
+    deadline = time.monotonic() + 10
+    while known.root_spans and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not known.root_spans
+    assert not list(known.find_by_tags("spanned"))
+    assert known.spans  # workers may still tell of them
 
 
 def test_a_task_that_fails_is_told_with_words_of_ours(executor: Executor) -> None:
