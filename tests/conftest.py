@@ -7,6 +7,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dask.config
 import numpy as np
@@ -47,26 +48,35 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 
 class Log(logging.Handler):
-    """What the library has logged, warnings and worse.
+    """What is logged, which ``caplog`` of pytest may miss: clusters silence its handler."""
 
-    Clusters silence the handler of pytest's ``caplog``: it is one of the logger of Dask, too.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
         self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.text += record.getMessage() + "\n"
 
 
+@contextmanager
+def logged(*names: str, level: int = logging.WARNING) -> Iterator[Log]:
+    """Give what loggers, and those below them, log inside the block."""
+    handler, loggers = Log(level), [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    yield handler
+    for logger, old in zip(loggers, before, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(old)
+
+
 @pytest.fixture
 def log() -> Iterator[Log]:
-    """The library's log from now on."""
-    handler, logger = Log(), logging.getLogger("aegis_dask")
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
+    """What the library logs, warnings and worse."""
+    with logged("aegis_dask") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ longest make room. (A circuit that walks down the levels asks for other sizes at
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from bisect import bisect_left, insort
 from collections import OrderedDict
@@ -26,6 +27,8 @@ SLACK = 4
 """A buffer serves arrays that are smaller by up to one part in this many."""
 
 
+AGE_SECONDS = 10.0
+_aged = 0.0  # when `age` has done something
 _pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()
 
 
@@ -53,13 +56,18 @@ def keep_at_least(size: int) -> None:
 
 
 def age() -> None:
-    """Let the pools give back what has not been used since the call before the last.
+    """Let the pools give back what has not been used for a while, 10 to 20 seconds.
 
-    For processes that do one piece of work after the other: sizes that only some of them need would
-    fill the pools in time.
+    For processes that do one piece of work after the other, and call this in between: sizes that
+    only some of them need would fill the pools in time. Pieces may end at the same moment, or be
+    short; that is no reason to free what the next one needs.
     """
-    for pool in list(_pools):
-        pool.age()
+    global _aged
+    now = time.monotonic()
+    if now - _aged >= AGE_SECONDS:
+        _aged = now
+        for pool in list(_pools):
+            pool.age()
 
 
 def release() -> None:

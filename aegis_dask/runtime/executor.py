@@ -558,8 +558,8 @@ class Executor:
         RunCancelledError
             If it was cancelled.
         ClusterError
-            If a task fails (the error of the task is its cause), or a worker is lost once too often
-            or not replaced. The cluster is left clean, for another run.
+            If a task fails (the error of the task is its cause), a worker is lost once too often,
+            or none is left. The cluster is left clean, for another run.
         """
         _check_inputs(program, inputs)
         loaded = loaded or self._prepared

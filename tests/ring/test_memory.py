@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from aegis_dask.ring import memory
 from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.memory import ALIGNMENT, SMALLEST, BufferPool, keep_at_least, keeping, release
 from tests import reference
@@ -242,3 +243,19 @@ def test_what_is_not_used_for_two_ages_is_given_back() -> None:
         pool.age()
     assert pool.held == 0
     assert not pool._sizes
+
+
+def test_work_that_ends_at_the_same_moment_ages_the_pools_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1e6
+    monkeypatch.setattr(memory.time, "monotonic", lambda: now)
+    monkeypatch.setattr(memory, "_aged", 0.0)
+    pool = BufferPool(1 << 30)
+    pool.empty(SHAPE)
+    for _ in range(5):
+        memory.age()
+    assert pool.held
+    now += memory.AGE_SECONDS
+    memory.age()
+    assert not pool.held

@@ -14,6 +14,7 @@ import pytest
 from aegis_dask.ckks.keys import SecretKey
 from aegis_dask.service.client import Client
 from aegis_dask.service.job import Job
+from tests.conftest import logged
 from tests.service.conftest import TEXT, aegis
 from tests.service.memory import patterns_of
 
@@ -64,17 +65,17 @@ def test_a_run_tells_nothing_of_the_secret_key(
     checkpoint: Path,
     tmp_path: Path,
     secret: list[SecretKey],
-    caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     report, output = tmp_path / "report.html", tmp_path / "out.npy"
     command = ("run", "feed_forward", "--model", checkpoint, "--text", TEXT, "--insecure")
-    with caplog.at_level(logging.DEBUG):
+    with logged("", "distributed", level=logging.DEBUG) as log:
         result = aegis(*command, "--report", report, "--output", output, "--json")
     assert result.exit_code == 0, result.output
     (key,) = secret
     errors = capfd.readouterr()
-    for told in (result.output, caplog.text, errors.out, errors.err, report.read_text("utf-8")):
+    assert "Starting" in log.text  # Dask's processes
+    for told in (result.output, log.text, errors.out, errors.err, report.read_text("utf-8")):
         assert holding(told, key) == []
     raw = output.read_bytes()
     assert not any(pattern in raw for pattern in patterns_of(key).values())
