@@ -24,7 +24,7 @@ DEPLOY = ROOT / "examples" / "deploy"
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    assert len(PAGE.run) + len(PAGE.others) == PAGE.text.count("```") // 2
+    assert len(PAGE.run) + len(PAGE.others) == PAGE.text.count("```sh\n")
     assert len(PAGE.run) == 3
 
 
