@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks import _tables, bootstrapping, model, precision
 from benchmarks._bootstrap_results import Run as BootstrapRun
 from benchmarks._measure import DISTURBED
 from benchmarks._results import Run
+from benchmarks.claims import Options
 from benchmarks.peers import ATTRIBUTIONS, OURS
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +79,17 @@ operand when an operation runs out of levels, within the same limits on sizes an
 """
 
 
+_CLAIMS = """\
+## Claims
+
+What each group of `python -m benchmarks.claims GROUP` found last, claim by claim, missed ones too;
+all findings are in `benchmarks/results/*.jsonl`. Why something is missed is told in
+[placement](placement.md), [bootstrapping](bootstrapping.md) and [GPU](gpu.md). What needs a GPU has
+not been measured: none was at hand.
+"""
+_GROUPS = ("engine", "layer", "bootstrap", "gpu", "placement", "operate")
+
+
 def update(runs: Sequence[Run]) -> None:
     """Put runs into the stored results, each in place of that of its ring size; write the page."""
     stored = load()
@@ -115,7 +128,7 @@ def page(runs: dict[int, Run]) -> str:
     parts = [_INTRODUCTION]
     for logn in sorted(runs, reverse=True):
         parts += _section(runs[logn])
-    parts += _bootstrapping() + _model()
+    parts += _bootstrapping() + _model() + _claims()
     used = {lib for run in runs.values() for lib in run.libs}
     parts += [ATTRIBUTIONS[lib] for lib in sorted(used & set(ATTRIBUTIONS))]
     return "\n".join(part.rstrip() + "\n" for part in parts)
@@ -183,6 +196,27 @@ def _model() -> list[str]:
     """A whole model end to end."""
     record = _read(model.RESULTS)
     return [] if record is None else [_MODEL, _facts(record), model.markdown(record)]
+
+
+def _claims() -> list[str]:
+    """The last finding of every claim."""
+    parts = [_CLAIMS]
+    for group in _GROUPS:
+        path = _ROOT / RESULTS.parent / f"{group}.jsonl"
+        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        last: dict[str, dict[str, Any]] = {line["claim"]: line for line in lines}
+        known = import_module(f"benchmarks.claims.{group}").claims(Options())
+        rows = []
+        for line in (last[claim.name] for claim in known if claim.name in last):
+            is_known = line["value"] is not None
+            found = f"{line['value']:.4g}" if is_known else "not measured"
+            verdict = ("holds" if line["holds"] else "missed") if is_known else ""
+            day = line["date"][:10]
+            rows.append([line["claim"], found, line["target"], line["unit"], verdict, day])
+        if rows:
+            header = ["claim", "found", "asked", "", "", "date"]
+            parts += [f"### {group}", _tables.table(header, rows)]
+    return parts
 
 
 if __name__ == "__main__":
