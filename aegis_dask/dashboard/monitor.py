@@ -20,7 +20,7 @@ from aegis_dask.dashboard.log import RunLog
 from aegis_dask.dashboard.metrics import Totals, serve_scheduler, withdraw_scheduler
 from aegis_dask.dashboard.page import open_pages
 from aegis_dask.dashboard.targets import open_targets
-from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, LOST, RUNNING
+from aegis_dask.dashboard.view import CANCELLED, RUNNING, STATES
 
 NAME = "aegis-monitor"
 """Name of the plugin on the scheduler."""
@@ -62,7 +62,7 @@ class Monitor(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.runs: dict[str, RunLog] = {}
-        self.ended = dict.fromkeys((FINISHED, FAILED, CANCELLED, LOST), 0)
+        self.ended = dict.fromkeys((s for s in STATES if s != RUNNING), 0)
         self.resumed = 0
         self.totals = Totals()
         self._spans: deque[tuple[float, str]] = deque()  # when runs ended

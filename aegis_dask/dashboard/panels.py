@@ -18,7 +18,15 @@ from aegis_dask.dashboard.markup import (
     text,
     time_text,
 )
-from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, LOST, RUNNING, RunView
+from aegis_dask.dashboard.view import (
+    CANCELLED,
+    CONTINUED,
+    FAILED,
+    FINISHED,
+    LOST,
+    RUNNING,
+    RunView,
+)
 from aegis_dask.placement.traffic import format_bytes
 
 STATE_COLOURS = {
@@ -27,6 +35,7 @@ STATE_COLOURS = {
     FAILED: "#a3260d",
     LOST: "#a3260d",
     CANCELLED: "#566272",
+    CONTINUED: "#1b7f4b",
 }
 MEMORY_SLACK = 1.1
 """So much more memory than planned is as planned: Dask's objects are counted too."""

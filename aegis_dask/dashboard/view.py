@@ -23,9 +23,10 @@ MOST_BYTES = 50_000_000
 """Larger files are not read: a run takes some hundred kilobytes."""
 
 RUNNING, FINISHED, FAILED, CANCELLED, LOST = "running", "finished", "failed", "cancelled", "lost"
+CONTINUED = "continued"
 """States of a run. A lost one has lost a worker; if it is taken up again, that is a run of its own,
-which begins with what this one has done."""
-STATES = (RUNNING, FINISHED, FAILED, CANCELLED, LOST)
+which begins with what this one has done. So does the one after a continued one, on more workers."""
+STATES = (RUNNING, FINISHED, FAILED, CANCELLED, LOST, CONTINUED)
 
 
 @dataclass(frozen=True)

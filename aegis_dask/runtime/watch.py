@@ -12,11 +12,11 @@ from distributed import Client
 from aegis_dask.dashboard.brief import Brief
 from aegis_dask.dashboard.log import RunLog
 from aegis_dask.dashboard.monitor import NAME, RUNS, Monitor, begin_run, memory_of
-from aegis_dask.dashboard.view import CANCELLED, FAILED, FINISHED, LOST, RunView
+from aegis_dask.dashboard.view import CANCELLED, CONTINUED, FAILED, FINISHED, LOST, RunView
 from aegis_dask.errors import harmless_text
 from aegis_dask.placement.traffic import CLIENT
 from aegis_dask.runtime.measure import WorkerReport
-from aegis_dask.runtime.session import RunCancelledError, WorkerLostError
+from aegis_dask.runtime.session import MoreWorkersError, RunCancelledError, WorkerLostError
 
 
 def install_monitor(client: Client) -> None:
@@ -32,7 +32,8 @@ def watched(client: Client, brief: Brief) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        state, message = _state_of(error), harmless_text(error)
+        state = _state_of(error)
+        message = "" if state == CONTINUED else harmless_text(error)
         raise
     finally:
         # An event: a scheduler that no longer answers is not waited for.
@@ -80,5 +81,7 @@ def seen(
 def _state_of(error: BaseException) -> str:
     if isinstance(error, WorkerLostError):
         return LOST
+    if isinstance(error, MoreWorkersError):
+        return CONTINUED
     by_request = (KeyboardInterrupt, CancelledError, RunCancelledError)
     return CANCELLED if isinstance(error, by_request) else FAILED

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
+from aegis_dask.dashboard.monitor import view_runs
+from aegis_dask.dashboard.view import CONTINUED, FINISHED, parse_view
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
@@ -145,6 +147,12 @@ def test_workers_that_join_are_used_from_the_next_layer_on(tmp_path: Path) -> No
             stage_work=[1.0] * len(PROGRAM.stages),
             progress=grow,
         )
+        deadline = time.monotonic() + 10
+        states: list[str] = []
+        while FINISHED not in states and time.monotonic() < deadline:
+            views = executor.client.run_on_scheduler(view_runs, None) or []
+            states = [parse_view(text).state for text in views]
+    assert states == [CONTINUED, FINISHED]
     expected = run(PROGRAM, Simulated(), {"x": x}, {})
     assert np.array_equal(result.outputs["y"], expected["y"])
     assert (result.resumed, len(result.workers)) == (0, 2)
