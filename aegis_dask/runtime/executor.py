@@ -567,10 +567,11 @@ class Executor:
         if grows is None:
             grows = self._takes_all and plan is None
         if plan is not None:
+            workers = plan.workers if grows else workers  # others join when a layer ends
             check_plan(plan, program, workers)
         elif grows:
             workers = self._site.count() or workers
-        where = self._site.ready(loaded, workers)
+        where = self._site.ready(loaded, workers, takes_fewer=grows)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
         planner = self._planner(
@@ -725,7 +726,7 @@ def _plan_for(planner: Planner, workers: int, plan: Plan | None, snapshot: Snaps
         share = sum(work[i] for i in stages) / (sum(work) or 1.0)
         snapshot.begin(plan, known, share)
         return plan
-    if plan is None:
+    if plan is None or plan.workers != workers:
         plan = planner.plan(workers)
     if snapshot is not None:
         snapshot.begin(plan)

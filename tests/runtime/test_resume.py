@@ -20,6 +20,7 @@ from distributed import LocalCluster
 from aegis_dask.dashboard.monitor import view_runs
 from aegis_dask.dashboard.view import CONTINUED, FINISHED, parse_view
 from aegis_dask.errors import ClusterError
+from aegis_dask.placement.planner import Planner
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.runtime.executor import Executor
@@ -159,6 +160,24 @@ def test_workers_that_join_are_used_from_the_next_layer_on(tmp_path: Path) -> No
     one, two = Counter(log.read_text().split()).values()
     assert one + two == 2 * LAYERS * STAGES  # nothing is done twice
     assert two in {STAGES, 2 * STAGES}  # it had the half of one layer, or of two
+
+
+@pytest.mark.parametrize("planned", [1, 3])
+def test_a_plan_for_other_workers_than_there_are_grows_or_shrinks(planned: int) -> None:
+    x = np.random.default_rng().integers(-9, 9, (ROWS, SLOTS)) + 0j
+    work = [1.0] * len(PROGRAM.stages)
+    plan = Planner(PROGRAM, work).plan(planned)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as dask,
+        Executor.connect(dask.scheduler_address, join_seconds=0.5) as executor,
+    ):
+        executor.prepare()
+        inputs = {"x": x}
+        result = executor.run(PROGRAM, inputs, interpreter="simulated", plan=plan, grows=True)
+        with pytest.raises(ClusterError, match=f"for {planned} workers, there are 2"):
+            executor.run(PROGRAM, inputs, interpreter="simulated", plan=plan)
+    assert np.array_equal(result.outputs["y"], run(PROGRAM, Simulated(), inputs, {})["y"])
+    assert len(result.workers) == 2
 
 
 def test_a_run_that_is_not_to_be_resumed_says_so(tmp_path: Path) -> None:

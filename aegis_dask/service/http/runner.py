@@ -78,8 +78,8 @@ class Runner:
     keep_seconds
         How long jobs that have ended, and their results, are kept.
     adapts
-        Use as many workers as the cluster has when a job begins, if no other one runs, and those
-        that join while it runs.
+        Use as many workers as the cluster has when a job begins, and those that join while it
+        runs.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Runner:
         job = running.job
         offer = self.offers[job.offer]
         x = offer.read_request(self.store.request_path(job.id))
-        if self.adapts and len(self._running) == 1:
+        if self.adapts:
             self.executor.adapt()
         with self._keys.loaded(job.keys, offer) as loaded:
             program, plan = offer.planned(job.length, self.executor, loaded)
