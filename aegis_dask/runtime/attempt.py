@@ -74,8 +74,10 @@ class Attempt:
         Keys and weights that the workers have.
     threads
         Of the kernels in each worker.
-    progress, cancelled, grows
+    progress, cancelled
         As for `Executor.run`.
+    most
+        See `runtime.session`.
     by_limbs
         For a run that divides ciphertexts by limbs.
     """
@@ -88,7 +90,7 @@ class Attempt:
     threads: int | None
     progress: ProgressCallback | None = None
     cancelled: threading.Event | None = None
-    grows: bool = False
+    most: float = 0
     by_limbs: tuple[Recording, LimbProgram] | None = None
 
     def run(
@@ -135,7 +137,7 @@ class Attempt:
             self.progress,
             snapshot,
             self.cancelled,
-            grows=self.grows,
+            most=self.most,
             title=about.title,
         )
         file = Path(f"run-{run}.pickle")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -534,8 +535,8 @@ class Executor:
         resumes
             How often a run in which a worker is lost is taken up again, after the last layer that
             is finished, with the same residues. Once another worker is in its place; if none comes,
-            the rest is planned anew for those that are left. Not where the worker ran out of
-            memory, which it would again.
+            the rest is planned anew for those that are left, and again when one does. Not where the
+            worker ran out of memory, which it would again.
         grows
             Begin with all workers that the cluster has, and whenever more have joined when a layer
             ends plan the rest anew, for all of them. By default where the executor was connected to
@@ -593,6 +594,7 @@ class Executor:
             self._analyse(program, top_level, interpreter, loaded),
             self.machine if machine is None else machine,
         )
+        most = inf if grows else workers
         attempt = Attempt(
             self._site,
             program,
@@ -602,7 +604,7 @@ class Executor:
             self.threads,
             progress,
             cancelled,
-            grows,
+            most,
         )
         snapshot: Snapshot | None = Snapshot() if resumes or grows else None
         if checkpoint is not None:
@@ -624,7 +626,8 @@ class Executor:
                 where = self._site.ready(loaded, len(where), takes_fewer=True)
             except MoreWorkersError as news:
                 logger.info("%s; the rest is planned for all of them", news)
-                where = self._site.ready(loaded, self._site.count(), takes_fewer=True)
+                count = int(min(self._site.count(), most))
+                where = self._site.ready(loaded, count, takes_fewer=True)
             else:
                 if checkpoint is not None:
                     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -73,8 +73,9 @@ class Session:
         Where to begin, and where to note what is finished; nothing is noted without one.
     cancelled
         Ends the run when it is set.
-    grows
-        Whether to end between two layers when the cluster has more workers than the run.
+    most
+        So many workers the run would take: it ends between two layers when there are more than it
+        has. 0 to keep to those.
     title
         What to call the run.
     """
@@ -89,11 +90,11 @@ class Session:
         snapshot: Snapshot | None = None,
         cancelled: threading.Event | None = None,
         *,
-        grows: bool = False,
+        most: float = 0,
         title: str = "",
     ) -> None:
         self._hub, self.snapshot, self._cancelled = hub, snapshot, cancelled
-        self._grows, self._joined = grows and snapshot is not None, 0
+        self._most, self._joined = most if snapshot is not None else 0, 0
         self.client, self.spec, self.plan, self.progress = client, spec, plan, progress
         self.title = title
         self.program, self.tasks = spec.program, plan.tasks
@@ -415,8 +416,8 @@ class Session:
         for address in self.spec.addresses:
             info = workers[address]
             self._limits[address] = info.get("status", ""), int(info.get("memory_limit") or 0)
-        if self._grows:
-            self._joined = max(0, len(workers) - len(self.spec.addresses))
+        wanted = min(len(workers), self._most)
+        self._joined = max(0, int(wanted) - len(self.spec.addresses))
         paused = [a for a, (status, _) in self._limits.items() if status == "paused"]
         if paused and time.time() - max(self._last_sign, self.begin) > PAUSED_SECONDS > 0:
             raise ClusterError(

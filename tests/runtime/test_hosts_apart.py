@@ -196,13 +196,15 @@ def test_clients_without_a_certificate_of_ours_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "resumed"), [(10, 0), (45, 1), (90, None)], ids=["short", "longer", "too-long"]
+    ("seconds", "resumed", "workers"),
+    [(10, 0, 2), (45, 1, 2), (90, 1, 1)],
+    ids=["short", "longer", "too-long"],
 )
 def test_a_link_that_is_cut_in_mid_run_and_healed(
-    cluster: Cluster, seconds: int, resumed: int | None
+    cluster: Cluster, seconds: int, resumed: int, workers: int
 ) -> None:
     """Shorter than the system's patience of 30 s; so long that the worker is lost and another one
-    takes its place; longer than a run waits for that, another 30 s."""
+    takes its place; longer than a run waits for that, another 30 s: the other worker does it."""
     name = f"cut-{seconds}"
     result = cluster.client(name, 1.0)
     cluster.wait_for(f"{name}.log")
@@ -215,10 +217,7 @@ def test_a_link_that_is_cut_in_mid_run_and_healed(
         cluster.hosts.heal()
     found = result(300)
     print(name, found, f"{time.monotonic() - begin:.0f} s")
-    if resumed is None:
-        assert "1 of 2 workers have joined within 30 s" in found["error"]
-    else:
-        assert found == {"equal": True, "resumed": resumed, "workers": 2}, cluster.logs()
+    assert found == {"equal": True, "resumed": resumed, "workers": workers}, cluster.logs()
     # The cluster is whole again.
     again = cluster.client(f"after-{name}", 0)(150)
     assert again == {"equal": True, "resumed": 0, "workers": 2}, cluster.logs()
