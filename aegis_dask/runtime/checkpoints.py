@@ -91,7 +91,8 @@ class Snapshot:
             pieces = pieces_of(program, self.plan, first, new)
             if pieces is not None:
                 found = {i: join_rows([self._piece(p) for p in ps]) for i, ps in pieces.items()}
-                return stages, {i: self.known[i] if i in self.known else found[i] for i in nodes}
+                known = self.known | found
+                return stages, {i: known[i] for i in nodes}
         raise AssertionError("a plan can be begun where it begins")
 
     def _piece(self, piece: Piece) -> Any:

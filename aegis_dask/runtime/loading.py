@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.dashboard.monitor import OPENED
 from aegis_dask.errors import AegisError, ClusterError
 from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime import context as contexts
@@ -141,7 +142,7 @@ class Loader:
                 self.client.id,
                 workers=[address],
                 pure=False,
-                key=f"open-context-{uuid.uuid4().hex}",
+                key=f"{OPENED}-{uuid.uuid4().hex}",
             )
             for address, directory in where.items()
             if address not in loaded.opened

@@ -13,10 +13,10 @@ from aegis_dask.runtime.executor import Executor
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result
 from aegis_dask.service.client import JOB, KEYS
-from aegis_dask.service.files import check_new, read_json
+from aegis_dask.service.files import check_new, check_size, read_json, reading
 from aegis_dask.service.job import Job, read_job
 from aegis_dask.service.keys import AnyKeys
-from aegis_dask.service.messages import Message, read_keys
+from aegis_dask.service.messages import Message, most_keys_bytes, read_keys
 
 
 class Server:
@@ -99,4 +99,6 @@ class Server:
 def read_bundle(bundle: Path, model: BertModel, graph: Graph) -> tuple[Job, AnyKeys]:
     """Return job and evaluation keys of a bundle (see `Server.open`)."""
     job = read_job(read_json(bundle / JOB), model, graph)
-    return job, read_keys(bundle / KEYS, job)
+    check_size(bundle / KEYS, most_keys_bytes(job))
+    with reading(bundle / KEYS):
+        return job, read_keys(bundle / KEYS, job)
