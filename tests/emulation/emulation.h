@@ -16,7 +16,7 @@
 struct Index {
     unsigned x, y, z;
 };
-static Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
@@ -64,6 +64,7 @@ template <class F> static void in_some_order(unsigned threads, F f) {
 }
 
 template <class F> static void for_blocks(const unsigned* grid, F f) {
+    gridDim = {grid[0], grid[1], grid[2]};
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
             for (unsigned x = 0; x < grid[0]; x++) {
@@ -119,7 +120,9 @@ static void launch(Thread (*kernel)(A...), void** arguments, const unsigned* gri
 #define KERNEL(name, threads) static void name
 #define PHASED(name, threads) static emulation::Thread name
 #define BARRIER co_await std::suspend_always {}
-#define DEVICE static inline
+#define EXIT co_return
+#define INLINE inline
+#define DEVICE static INLINE
 #define SHARED(type, name, count) \
     type* name = static_cast<type*>(emulation::shared((count) * sizeof(type)))
 #define UNROLL

@@ -17,8 +17,8 @@ _FORMATS = {
     "int": "i",
     "u32": "I",
     "i64": "q",
-    "Rows": "QQii",
-    "Twiddles": "QQ",
+    "Rows": "QQi",
+    "Twiddles": "QQQ",
     "Addend": "Qii",
     "Key": "8I",
 }

@@ -1,13 +1,11 @@
-"""The kernel interface on a GPU: launches, and constants that stay on the device."""
+"""The kernel interface on a GPU."""
 
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,8 @@ from aegis_dask.ring import operands
 from aegis_dask.ring.backend import Array, Limbs
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
-from aegis_dask.ring.cuda_backend.arguments import pack
+from aegis_dask.ring.cuda_backend import twiddles
+from aegis_dask.ring.cuda_backend.launcher import Device, Launcher
 from aegis_dask.ring.cuda_backend.sources import (
     CHACHA_THREADS,
     COLUMNS,
@@ -29,38 +28,85 @@ from aegis_dask.ring.cuda_backend.sources import (
     TAILS,
     THREADS,
     TILE,
+    VECTOR,
 )
-from aegis_dask.ring.tables import Twiddles, shoup_pair, twiddles
+from aegis_dask.ring.tables import shoup_pair
 
-
-class Device(Protocol):
-    """Where arrays are and kernels run: a GPU, or its emulation in the tests."""
-
-    def empty(self, shape: tuple[int, ...]) -> Array:
-        """Return an uninitialised uint32 array."""
-
-    def upload(self, x: NDArray[Any]) -> Any:
-        """Copy a host array to the device."""
-
-    def download(self, x: Array) -> NDArray[Any]:
-        """Copy an array to the host."""
-
-    def contiguous(self, x: Array) -> Array:
-        """Return x, or a contiguous copy of it."""
-
-    def address(self, x: Array) -> int:
-        """Return the address of the first element."""
-
-    def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
-        """Launch a kernel with the arguments at `pointer` (see `arguments.pack`)."""
-
-    def synchronize(self) -> None:
-        """Wait for all launches."""
+Structure = tuple[int, ...]
+"""A structure of the sources that is passed by value: its fields, addresses among them."""
 
 
 def _factors(pair: tuple[NDArray[np.uint32], NDArray[np.uint32]]) -> NDArray[np.uint32]:
     """Constants and their Shoup companions next to each other, as the kernels read them."""
     return np.ascontiguousarray(np.stack(pair, axis=-1))
+
+
+def _transposed(matrix: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return the matrix of a conversion with targets last, filled up to a multiple of VECTOR."""
+    return np.pad(matrix.T, ((0, 0), (0, -len(matrix) % VECTOR)))
+
+
+class _Rows(NamedTuple):
+    """Rows of an array that a launch treats.
+
+    Attributes
+    ----------
+    value
+        Structure `Rows` of the sources.
+    limbs
+        How many there are of each polynomial.
+    """
+
+    value: Structure
+    limbs: int
+
+
+class _Raising(NamedTuple):
+    """Constants of `DigitRaise` on the device.
+
+    Attributes
+    ----------
+    factors
+        Of the inverse transform of what is raised.
+    window
+        Its rows.
+    digits
+        Rows of raised digits that are to be transformed.
+    places
+        For each digit, where its conversion writes and reads.
+    digit_of, primes
+        Of the raised limbs.
+    """
+
+    factors: Any
+    window: _Rows
+    digits: _Rows
+    places: list[tuple[Structure, Structure]]
+    digit_of: Any
+    primes: Any
+
+
+class _Dividing(NamedTuple):
+    """Constants of `ModDown` on the device.
+
+    Attributes
+    ----------
+    sources, kept
+        Rows that leave: in what is divided, and by themselves.
+    targets
+        Rows of the result.
+    target_rows, source_factors, source_addend, target_factors, addend_factors
+        As in `ModDown`.
+    """
+
+    sources: _Rows
+    kept: _Rows
+    targets: _Rows
+    target_rows: Any
+    source_factors: Any
+    source_addend: Any
+    target_factors: Any
+    addend_factors: Any
 
 
 class CudaRing:
@@ -72,22 +118,21 @@ class CudaRing:
         The primes.
     device
         Where to run.
-
-    Attributes
-    ----------
-    launches
-        How often each kernel has been launched.
     """
 
     def __init__(self, chain: ModulusChain, device: Device) -> None:
         n = chain.ring_degree
-        self.log_n = n.bit_length() - 1
-        if not MIN_LOG_N <= self.log_n <= MAX_LOG_N:
+        log_n = n.bit_length() - 1
+        if not MIN_LOG_N <= log_n <= MAX_LOG_N:
             raise BackendError(
                 f"ring degree {n} is not supported by the GPU backend; use a power of two from "
                 f"2^{MIN_LOG_N} to 2^{MAX_LOG_N}"
             )
         self.chain, self.degree, self.device = chain, n, device
+        self._launcher = Launcher(device, log_n)
+        self._launch, self._integers = self._launcher.launch, self._launcher.integers
+        self.launches = self._launcher.launches
+        """How often each kernel has been launched."""
         primes = chain.all_primes
         columns = [
             primes,
@@ -95,22 +140,20 @@ class CudaRing:
             [pow(2, 64, p) for p in primes],
             [(1 << 32) // p for p in primes],
             *shoup_pair([1 << 32] * len(primes), primes),
-            *shoup_pair([pow(n, -1, p) for p in primes], primes),
+            [2 * p for p in primes],
+            [0] * len(primes),
         ]
         self._host_table = np.ascontiguousarray(np.array(columns, np.uint32).T)
         self._table = device.upload(self._host_table)
+        self._by_degree = _factors(shoup_pair([pow(n, -1, p) for p in primes], primes))
         self._keep: list[Any] = []
-        self._forward = self._upload_twiddles(twiddles(n, primes, False))
-        self._inverse = self._upload_twiddles(twiddles(n, primes, True))
-        self.launches: Counter[str] = Counter()
-        self._integers: dict[bytes, Any] = {}
-        self._constants: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        self._forward, self._inverse = self._upload_twiddles(False), self._upload_twiddles(True)
 
-    def _upload_twiddles(self, t: Twiddles) -> tuple[int, int]:
-        scalar = self.device.upload(_factors((t.scalar, t.scalar_shoup)))
-        lanes = self.device.upload(_factors((t.vector, t.vector_shoup)))
-        self._keep += [scalar, lanes]
-        return self.device.address(scalar), self.device.address(lanes)
+    def _upload_twiddles(self, inverse: bool) -> Structure:
+        tables = twiddles.tables(self.degree, self.chain.all_primes, inverse)
+        arrays = [self.device.upload(t) for t in tables]
+        self._keep += arrays
+        return tuple(map(self.device.address, arrays))
 
     # -- memory -----------------------------------------------------------------------------
 
@@ -139,56 +182,15 @@ class CudaRing:
 
     # -- helpers ----------------------------------------------------------------------------
 
-    def _launch(self, kernel: str, grid: tuple[int, ...], *arguments: Any) -> None:
-        """Launch; arguments are arrays, None for none, integers, structures as tuples of them."""
-        if 0 in grid:
-            return
-        self.launches[kernel] += 1
-        values: list[int] = []
-        for a in arguments:
-            if a is None:
-                values.append(0)
-            elif isinstance(a, int):
-                values.append(a)
-            elif isinstance(a, tuple):
-                values += a
-            else:
-                values.append(self.device.address(a))
-        x, y, z = (*grid, 1, 1)[:3]
-        self.device.launch(kernel, self.log_n, (x, y, z), pack(kernel, values))
-
-    def _device_integers(self, values: Any) -> Any:
-        """Return small integers as an int32 array of the device; each content is kept once."""
-        host = np.ascontiguousarray(values, np.int32)
-        key = host.tobytes()
-        found = self._integers.get(key)
-        if found is None:
-            found = self._integers[key] = self.device.upload(host.reshape(-1))
-        return found
-
-    def _inverse_factors(self, limbs: Limbs) -> Any:
-        """Return 1/N and its companion for each limb."""
-        index = np.asarray(limbs, np.int64)
-        return self._device_integers(self._host_table[index, 6:8].view(np.int32))
-
-    def _device_constants(self, owner: Any, **arrays: Any) -> dict[str, Any]:
-        """Return arrays of constants on the device, kept while their owner lives."""
-        found = self._constants.get(owner)
-        if found is None:
-            found = self._constants[owner] = {
-                k: self.device.upload(np.ascontiguousarray(v)) for k, v in arrays.items()
-            }
-        return found
-
-    def _limbs(self, x: Array, limbs: Limbs) -> tuple[int, Any]:
-        """Return the number of limbs and their primes on the device."""
+    def _limbs(self, x: Array, limbs: Limbs) -> tuple[Any, Any]:
+        """Return the primes of the limbs of x, on the device, and the table of primes."""
         operands.check_limbs(x, len(limbs), self.degree)
-        return len(limbs), self._device_integers(limbs)
+        return self._integers(limbs), self._table
 
     @staticmethod
-    def _flat_out(x: Array) -> Array:
-        operands.check_contiguous(x)
-        return x
+    def _flat_out(out: Array) -> Array:
+        operands.check_contiguous(out)
+        return out
 
     def _which(self, x: Array, y: Array) -> Any:
         """Polynomial of y that goes with each polynomial of x; None where it is the same one."""
@@ -196,73 +198,77 @@ class CudaRing:
         if y.shape == x.shape:
             return None
         own = np.arange(prod(y.shape[:-2])).reshape(y.shape[:-2])
-        return self._device_integers(np.broadcast_to(own, x.shape[:-2]))
+        return self._integers(np.broadcast_to(own, x.shape[:-2]))
 
     def _rows(
-        self, primes: Any, period: int, rows: Any = None, stride: int | None = None
-    ) -> tuple[int, ...]:
-        return (
-            0 if rows is None else self.device.address(rows),
-            self.device.address(primes),
-            period,
-            period if stride is None else stride,
-        )
+        self, primes: Any, count: int, places: Any = None, stride: int | None = None
+    ) -> _Rows:
+        """Return rows of these primes: all of them, or those at `places` of every `stride`."""
+        address = self.device.address
+        where = 0 if places is None else address(places)
+        return _Rows((where, address(primes), count if stride is None else stride), count)
 
-    def _addend(self, addend: Array | None) -> tuple[int, ...]:
+    def _addend(self, addend: Array | None) -> Structure:
         if addend is None:
             return 0, 0, 0
         return self.device.address(addend), *addend.shape[1:3]
 
-    @property
-    def _tail_grid(self) -> int:
-        return max(1, self.degree // TAIL // TAILS)
+    def _row_grid(self, polys: int, rows: _Rows) -> tuple[int, ...]:
+        return polys, TAIL // COLUMNS, rows.limbs
+
+    def _tail_grid(self, polys: int, rows: _Rows) -> tuple[int, ...]:
+        return polys, max(1, self.degree // TAIL // TAILS), rows.limbs
 
     # -- transforms -------------------------------------------------------------------------
 
     def ntt(self, x: Array, limbs: Limbs) -> Array:
         """See `Ring.ntt`."""
-        count, primes = self._limbs(x, limbs)
+        primes, _ = self._limbs(x, limbs)
         x, out = self.device.contiguous(x), self.empty(x.shape)
-        self._ntt(out, x, prod(x.shape[:-1]), self._rows(primes, count))
+        self._ntt(out, x, prod(x.shape[:-2]), self._rows(primes, len(limbs)))
         return out
 
-    def _ntt(self, out: Array, x: Array, count: int, rows: Any) -> None:
-        row_grid = (count, TAIL // COLUMNS)
-        self._launch("ntt_rows", row_grid, out, x, rows, self._forward, self._table)
-        grid = (count, self._tail_grid)
-        self._launch("ntt_tails", grid, out, rows, self._forward, self._table)
+    def _ntt(self, out: Array, x: Array, polys: int, rows: _Rows) -> None:
+        common = (rows.value, self._forward, self._table)
+        self._launch("ntt_rows", self._row_grid(polys, rows), out, x, *common)
+        self._launch("ntt_tails", self._tail_grid(polys, rows), out, *common)
 
     def intt(self, x: Array, limbs: Limbs) -> Array:
         """See `Ring.intt`."""
-        count, primes = self._limbs(x, limbs)
-        factors = self._inverse_factors(limbs)
+        primes, _ = self._limbs(x, limbs)
+        factors = self._launcher.kept(
+            self,
+            tuple(limbs),
+            lambda: self.device.upload(self._by_degree[np.asarray(limbs, np.int64)]),
+        )
         x, out = self.device.contiguous(x), self.empty(x.shape)
-        rows = self._rows(primes, count)
-        self._intt(out, x, prod(x.shape[:-1]), rows, rows, factors)
+        rows = self._rows(primes, len(limbs))
+        self._intt(out, x, prod(x.shape[:-2]), rows, rows, factors)
         return out
 
     def _intt(
         self,
         out: Array,
         x: Array,
-        count: int,
-        source_rows: Any,
-        rows: Any,
+        polys: int,
+        source_rows: _Rows,
+        rows: _Rows,
         factors: Any,
-        addend: Array | None = None,
+        addend: Structure = (0, 0, 0),
         components: int = 1,
         addend_factors: Any = None,
     ) -> None:
-        grid, row_grid = (count, self._tail_grid), (count, TAIL // COLUMNS)
-        extra = (self._addend(addend), components, addend_factors)
         common = (self._inverse, self._table)
-        self._launch("intt_tails", grid, out, x, *extra, source_rows, *common)
-        self._launch("intt_rows", row_grid, out, rows, factors, *common)
+        extra = (addend, components, addend_factors)
+        grid = self._tail_grid(polys, source_rows)
+        self._launch("intt_tails", grid, out, x, *extra, source_rows.value, *common)
+        self._launch("intt_rows", self._row_grid(polys, rows), out, rows.value, factors, *common)
 
     # -- element-wise -----------------------------------------------------------------------
 
-    def _points(self, x: Array) -> tuple[int]:
-        return (prod(x.shape[:-1]) * (self.degree // THREADS),)
+    def _points(self, x: Array, each: int = VECTOR) -> tuple[int, ...]:
+        """Return the grid of a kernel whose threads treat `each` points of x."""
+        return prod(x.shape[:-2]) * (self.degree // (THREADS * each)), x.shape[-2]
 
     def add(self, x: Array, y: Array, limbs: Limbs, out: Array | None = None) -> Array:
         """See `Ring.add`."""
@@ -273,7 +279,7 @@ class CudaRing:
         return self._binary("sub", x, y, limbs, out)
 
     def _binary(self, kernel: str, x: Array, y: Array, limbs: Limbs, out: Array | None) -> Array:
-        constants = (*self._limbs(x, limbs), self._table)
+        constants = self._limbs(x, limbs)
         out = self.empty(x.shape) if out is None else out
         which = self._which(x, y)
         x, y = self.device.contiguous(x), self.device.contiguous(y)
@@ -282,15 +288,15 @@ class CudaRing:
 
     def negate(self, x: Array, limbs: Limbs) -> Array:
         """See `Ring.negate`."""
-        constants, out = (*self._limbs(x, limbs), self._table), self.empty(x.shape)
+        constants, out = self._limbs(x, limbs), self.empty(x.shape)
         self._launch("negate", self._points(x), out, self.device.contiguous(x), *constants)
         return out
 
     def multiply(self, x: Array, y: Array, limbs: Limbs, accumulate: Array | None = None) -> Array:
         """See `Ring.multiply`."""
-        constants = (*self._limbs(x, limbs), self._table)
+        constants = self._limbs(x, limbs)
         out = self.empty(x.shape) if accumulate is None else accumulate
-        which, adds = self._which(x, y), accumulate is not None
+        which, adds = self._which(x, y), int(accumulate is not None)
         x, y = self.device.contiguous(x), self.device.contiguous(y)
         grid = self._points(x)
         self._launch("multiply", grid, self._flat_out(out), x, y, which, adds, *constants)
@@ -300,28 +306,28 @@ class CudaRing:
         self, x: Array, w: NDArray[np.uint32], limbs: Limbs, accumulate: Array | None = None
     ) -> Array:
         """See `Ring.multiply_runs`."""
-        constants = (*self._limbs(x, limbs), self._table)
+        constants = self._limbs(x, limbs)
         operands.check_runs(w, len(limbs), self.degree)
         q = self._host_table[np.asarray(limbs, np.int64), 0].astype(np.uint64)[:, None]
         ws = ((w.astype(np.uint64) << np.uint64(32)) // q).astype(np.uint32)
-        factors = self.device.upload(_factors((w, ws)))
+        factors = self._launcher.content(_factors((w, ws)))
         out = self.empty(x.shape) if accumulate is None else accumulate
-        x, adds = self.device.contiguous(x), accumulate is not None
+        x, adds = self.device.contiguous(x), int(accumulate is not None)
         arguments = (self._flat_out(out), x, factors, w.shape[1], adds, *constants)
         self._launch("multiply_runs", self._points(x), *arguments)
         return out
 
     def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
         """See `Ring.add_runs`."""
-        constants, out = (*self._limbs(x, limbs), self._table), self.empty(x.shape)
+        constants, out = self._limbs(x, limbs), self.empty(x.shape)
         operands.check_runs(w, len(limbs), self.degree)
-        x, values = self.device.contiguous(x), self.device.upload(np.ascontiguousarray(w))
+        x, values = self.device.contiguous(x), self._launcher.content(w)
         self._launch("add_runs", self._points(x), out, x, values, w.shape[1], *constants)
         return out
 
     def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """See `Ring.tensor`."""
-        constants = (*self._limbs(x, limbs), self._table)
+        constants = self._limbs(x, limbs)
         out = self.empty((x.shape[0], 3, *x.shape[2:]))
         which = self._which(x[:, 0], y[:, 0])
         x, y = self.device.contiguous(x), self.device.contiguous(y)
@@ -331,9 +337,9 @@ class CudaRing:
     def from_signed(self, x: NDArray[np.int64], limbs: Limbs) -> Array:
         """See `Ring.from_signed`."""
         out = self.empty((*x.shape[:-1], len(limbs), self.degree))
-        constants = (*self._limbs(out, limbs), self._table)
+        constants = self._limbs(out, limbs)
         signed = self.device.upload(np.ascontiguousarray(x))
-        self._launch("from_signed", self._points(out), out, signed, *constants)
+        self._launch("from_signed", self._points(out, 1), out, signed, *constants)
         return out
 
     def to_montgomery(self, x: Array, limbs: Limbs) -> Array:
@@ -347,9 +353,9 @@ class CudaRing:
         operands.check_seed(seed)
         out = self.empty((len(indices), len(limbs), self.degree))
         grid = (len(indices) * len(limbs) * (self.degree // 8 // CHACHA_THREADS),)
-        key, where = struct.unpack("<8I", seed), self._device_integers(indices)
-        constants = (*self._limbs(out, limbs), self._table)
-        self._launch("uniform", grid, out, key, domain, where, *constants)
+        key, where = struct.unpack("<8I", seed), self._integers(indices)
+        constants = self._limbs(out, limbs)
+        self._launch("uniform", grid, out, key, domain, where, len(limbs), *constants)
         return out
 
     # -- automorphisms ----------------------------------------------------------------------
@@ -362,16 +368,16 @@ class CudaRing:
     def automorphism(self, x: Array, galois_element: int) -> Array:
         """See `Ring.automorphism`."""
         out, x = self.empty(x.shape), self.device.contiguous(x)
-        self._launch("automorphism", self._points(x), out, x, self._galois(galois_element))
+        self._launch("automorphism", self._points(x, 1), out, x, self._galois(galois_element))
         return out
 
     def automorphism_multiply_add(
         self, acc: Array, x: Array, y: Array, limbs: Limbs, galois_element: int
     ) -> None:
         """See `Ring.automorphism_multiply_add`."""
-        constants, g = (*self._limbs(x, limbs), self._table), self._galois(galois_element)
+        constants, g = self._limbs(x, limbs), self._galois(galois_element)
         x, y = self.device.contiguous(x), self.device.contiguous(y)
-        grid = self._points(x)
+        grid = self._points(x, 1)
         self._launch("automorphism_multiply_add", grid, self._flat_out(acc), x, y, g, *constants)
 
     # -- key switching ----------------------------------------------------------------------
@@ -379,56 +385,71 @@ class CudaRing:
     def _convert(
         self,
         dst: Array,
-        dst_rows: Any,
-        dst_stride: int,
+        dst_rows: Structure,
         src: Array,
-        src_rows: Any,
-        src_stride: int,
+        src_rows: Structure,
         c: BaseConversion,
         polys: int,
     ) -> None:
-        held = self._device_constants(c, matrix=c.matrix, quotient=c.quotient)
-        self._launch(
-            "convert",
-            (polys * (self.degree // CONVERT_COLUMNS),),
-            dst,
-            self._device_integers(dst_rows),
-            dst_stride,
-            src,
-            self._device_integers(src_rows),
-            src_stride,
-            held["matrix"],
-            held["quotient"] if len(c.quotient) else None,
-            len(c.sources),
-            len(c.targets),
-            self._device_integers(c.targets),
-            self._table,
-        )
+        """Convert; rows are the address of integers, and how many rows a polynomial has."""
+        address, upload = self.device.address, self.device.upload
+
+        def constants() -> tuple[Any, Structure]:
+            matrix, quotient = upload(_transposed(c.matrix)), upload(c.quotient)
+            with_quotient = address(quotient) if len(c.quotient) else 0
+            primes = self._integers(c.targets)
+            sizes = len(c.sources), len(c.targets)
+            values = (address(matrix), with_quotient, *sizes, address(primes))
+            return (matrix, quotient), values
+
+        _, values = self._launcher.kept(c, "convert", constants)
+        grid = (polys * (self.degree // CONVERT_COLUMNS),)
+        self._launch("convert", grid, dst, dst_rows, src, src_rows, values, self._table)
+
+    def _some_rows(self, rows: Any, stride: int) -> Structure:
+        return self.device.address(self._integers(rows)), stride
 
     def convert(self, x: Array, conversion: BaseConversion) -> Array:
         """See `Ring.convert`."""
-        sources, targets = len(conversion.sources), len(conversion.targets)
+        c, (sources, targets) = conversion, (len(conversion.sources), len(conversion.targets))
         out = self.empty((*x.shape[:-2], targets, self.degree))
-        rows = (np.arange(targets), targets), (np.arange(sources), sources)
+        rows = self._launcher.kept(
+            c, "rows", lambda: [self._some_rows(np.arange(k), k) for k in (targets, sources)]
+        )
         x = self.device.contiguous(x)
-        self._convert(out, *rows[0], x, *rows[1], conversion, prod(x.shape[:-2]))
+        self._convert(out, rows[0], x, rows[1], c, prod(x.shape[:-2]))
         return out
+
+    def _raising(self, c: DigitRaise) -> _Raising:
+        """Return what does not change between calls."""
+        count, limbs, window = len(c.conversions), len(c.limbs), len(c.sources)
+        others = c.digit_of != np.arange(count)[:, None]
+        rows = np.flatnonzero(others)
+        primes = self._integers(np.broadcast_to(c.limbs, others.shape).reshape(-1)[rows])
+        return _Raising(
+            self.device.upload(_factors(c.factors)),
+            self._rows(self._integers(c.sources), window),
+            self._rows(primes, len(rows), self._integers(rows), count * limbs),
+            [
+                (
+                    self._some_rows(d * limbs + np.flatnonzero(others[d]), count * limbs),
+                    self._some_rows(np.searchsorted(c.sources, conversion.sources), window),
+                )
+                for d, conversion in enumerate(c.conversions)
+            ],
+            self._integers(c.digit_of),
+            self._integers(c.limbs),
+        )
 
     def raise_digits(self, x: Array, constants: DigitRaise) -> Array:
         """See `Ring.raise_digits`."""
-        batch, window = x.shape[0], x.shape[1]
-        c = constants
-        digits, limbs = len(c.conversions), len(c.limbs)
-        held = self._device_constants(c, factors=_factors(c.factors))
-        rows = self._rows(self._device_integers(c.sources), window)
+        c, batch = constants, x.shape[0]
+        held = self._launcher.kept(c, "raise", lambda: self._raising(c))
         x, y = self.device.contiguous(x), self.empty(x.shape)
-        self._intt(y, x, batch * window, rows, rows, held["factors"])
-        out = self.empty((batch, digits, limbs, self.degree))
-        for d, conversion in enumerate(c.conversions):
-            own = np.searchsorted(c.sources, conversion.sources)
-            others = np.flatnonzero(c.digit_of != d)
-            dst = (d * limbs + others, digits * limbs)
-            self._convert(out, *dst, y, own, window, conversion, batch)
+        self._intt(y, x, batch, held.window, held.window, held.factors)
+        out = self.empty((batch, len(c.conversions), len(c.limbs), self.degree))
+        for (dst_rows, src_rows), conversion in zip(held.places, c.conversions, strict=True):
+            self._convert(out, dst_rows, y, src_rows, conversion, batch)
         return out
 
     def inner_product(
@@ -442,55 +463,69 @@ class CudaRing:
         key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """See `Ring.inner_product`."""
-        c = constants
-        batch, _, limbs, _ = digits.shape
+        c, (batch, _, limbs, _) = constants, digits.shape
+        held = self._launcher.kept(c, "raise", lambda: self._raising(c))
         if transform:
-            rows, number = self._digit_rows(c, batch)
             operands.check_contiguous(digits)
-            self._ntt(digits, digits, number, rows)
+            self._ntt(digits, digits, batch, held.digits)
         out = self.empty((batch, 2, limbs, self.degree))
-        index = operands.key_index(self.chain, x, key_b, key_a, c, key_rows)
-        self._launch(
-            "inner_product",
-            (batch * limbs * (self.degree // THREADS),),
-            out,
-            *self._inner_arguments(x, digits, c, key_b, key_a, index),
-            self._table,
-        )
+        grid = (batch, self.degree // (THREADS * VECTOR), limbs)
+        index = self._key_index(x, c, key_b, key_a, key_rows)
+        arguments = self._inner_arguments(x, digits, held, key_b, key_a, index)
+        self._launch("inner_product", grid, out, *arguments, self._table)
         return out
 
-    def _digit_rows(self, c: DigitRaise, batch: int) -> tuple[tuple[int, ...], int]:
-        """Return rows of raised digits that are to be transformed, and how many there are."""
-        count, limbs = len(c.conversions), len(c.limbs)
-        others = c.digit_of != np.arange(count)[:, None]
-        rows = np.flatnonzero(others)
-        primes = self._device_integers(np.broadcast_to(c.limbs, others.shape).reshape(-1)[rows])
-        places = self._device_integers(rows)
-        return self._rows(primes, len(rows), places, count * limbs), batch * len(rows)
-
-    def _inner_arguments(
+    def _key_index(
         self,
         x: Array,
-        digits: Array,
         c: DigitRaise,
         key_b: Array,
         key_a: Array,
-        index: NDArray[np.int64],
+        key_rows: NDArray[np.int64] | None,
+    ) -> Any:
+        """Return the rows of a key on the device, checked once for operands of these shapes."""
+        content = None if key_rows is None else key_rows.tobytes()
+        name = (content, key_b.shape, key_a.shape, x.shape[1:])
+
+        def make() -> Any:
+            return self._integers(operands.key_index(self.chain, x, key_b, key_a, c, key_rows))
+
+        return self._launcher.kept(c, name, make)
+
+    def _inner_arguments(
+        self, x: Array, digits: Array, held: _Raising, key_b: Array, key_a: Array, index: Any
     ) -> tuple[Any, ...]:
-        batch, count, limbs, _ = digits.shape
+        contiguous = self.device.contiguous
         return (
-            self.device.contiguous(digits),
-            self.device.contiguous(x),
+            contiguous(digits),
+            contiguous(x),
             x.shape[1],
-            self.device.contiguous(key_b),
-            self.device.contiguous(key_a),
-            self._device_integers(index),
-            self._device_integers(c.digit_of),
-            count,
-            limbs,
-            batch,
-            self._device_integers(c.limbs),
+            contiguous(key_b),
+            contiguous(key_a),
+            index,
+            held.digit_of,
+            digits.shape[1],
+            digits.shape[2],
+            held.primes,
         )
+
+    def _dividing(self, c: ModDown, limbs: int) -> _Dividing:
+        """Return what does not change between calls."""
+        upload = self.device.upload
+        primes, count = self._integers(c.conversion.sources), len(c.source_rows)
+        targets = len(c.target_rows)
+        return _Dividing(
+            self._rows(primes, count, self._integers(c.source_rows), limbs),
+            self._rows(primes, count),
+            self._rows(self._integers(c.conversion.targets), targets),
+            self._integers(c.target_rows),
+            *(
+                upload(_factors(pair))
+                for pair in (
+                    c.source_factors, c.source_addend, c.target_factors, c.addend_factors
+                )
+            ),
+        )  # fmt: skip
 
     def mod_down(
         self,
@@ -501,52 +536,36 @@ class CudaRing:
     ) -> Array:
         """See `Ring.mod_down`."""
         operands.check_addend(x, addend)
-        c = constants
-        batch, components, limbs, _ = x.shape
-        polys, count, targets = batch * components, len(c.source_rows), len(c.target_rows)
-        held = self._device_constants(
-            c,
-            source_factors=_factors(c.source_factors),
-            source_addend=_factors(c.source_addend),
-            target_factors=_factors(c.target_factors),
-            addend_factors=_factors(c.addend_factors),
-        )
+        c, (batch, components, limbs, _) = constants, x.shape
+        held = self._launcher.kept(c, ("divide", limbs), lambda: self._dividing(c, limbs))
+        polys = batch * components
         x = self.device.contiguous(x)
         if addend is not None:
             addend = self.device.contiguous(addend)
-        primes = self._device_integers(c.conversion.sources)
-        places = self._device_integers(c.source_rows)
-        y = self.empty((polys, count, self.degree))
+        added = self._addend(addend)
+        y = self.empty((polys, held.kept.limbs, self.degree))
         self._intt(
-            y,
-            x,
-            polys * count,
-            self._rows(primes, count, places, limbs),
-            self._rows(primes, count),
-            held["source_factors"],
-            addend,
-            components,
-            held["source_addend"],
-        )
+            y, x, polys, held.sources, held.kept, held.source_factors, added, components,
+            held.source_addend,
+        )  # fmt: skip
         remainder = self.convert(y, c.conversion)
-        rows = self._rows(self._device_integers(c.conversion.targets), targets)
-        common = (rows, self._forward, self._table)
-        total = polys * targets
-        self._launch("ntt_rows", (total, TAIL // COLUMNS), remainder, remainder, *common)
-        out = self.empty((batch, components, targets, self.degree))
+        common = (held.targets.value, self._forward, self._table)
+        grid = self._row_grid(polys, held.targets)
+        self._launch("ntt_rows", grid, remainder, remainder, *common)
+        out = self.empty((batch, components, held.targets.limbs, self.degree))
         inverse = pow(self._galois(galois_element), -1, 2 * self.degree)
         self._launch(
             "ntt_tails_divide",
-            (total, self._tail_grid),
+            self._tail_grid(polys, held.targets),
             out,
             remainder,
             x,
             limbs,
             components,
-            self._device_integers(c.target_rows),
-            held["target_factors"],
-            self._addend(addend),
-            held["addend_factors"],
+            held.target_rows,
+            held.target_factors,
+            added,
+            held.addend_factors,
             inverse,
             *common,
         )
@@ -566,20 +585,17 @@ class CudaRing:
         """See `Ring.switch_key`."""
         operands.check_addend(x[:, None], addend)
         c = raise_constants
-        index = operands.key_index(self.chain, x, key_b, key_a, c, key_rows)
+        index = self._key_index(x, c, key_b, key_a, key_rows)
+        held = self._launcher.kept(c, "raise", lambda: self._raising(c))
         digits = self.raise_digits(x, c)
         batch, _, limbs, _ = digits.shape
-        rows, number = self._digit_rows(c, batch)
+        arguments = self._inner_arguments(x, digits, held, key_b, key_a, index)
+        grid = self._row_grid(batch, held.digits)
         common = (self._forward, self._table)
-        self._launch("ntt_rows", (number, TAIL // COLUMNS), digits, digits, rows, *common)
+        self._launch("ntt_rows", grid, digits, digits, held.digits.value, *common)
         sums = self.empty((batch, 2, limbs, self.degree))
-        self._launch(
-            "ntt_tails_inner",
-            (batch * limbs, self._tail_grid),
-            sums,
-            *self._inner_arguments(x, digits, c, key_b, key_a, index),
-            *common,
-        )
+        grid = (batch, max(1, self.degree // TAIL // TAILS), limbs)
+        self._launch("ntt_tails_inner", grid, sums, *arguments, *common)
         return self.mod_down(sums, down, addend, galois_element)
 
     # -- matrix products --------------------------------------------------------------------
@@ -593,7 +609,7 @@ class CudaRing:
 
     def contract(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """See `Ring.contract`."""
-        constants = (*self._limbs(x, limbs), self._table)
+        constants = self._limbs(x, limbs)
         operands.check_contraction(x, y)
         left = x if x.ndim == 5 else x[None]
         rows, terms, outs = left.shape[0], left.shape[1], y.shape[0]
@@ -603,7 +619,7 @@ class CudaRing:
         pairs = -(-rows // PAIR) * -(-outs // PAIR)
         self._launch(
             "contract",
-            (self.degree // THREADS, pairs, len(limbs)),
+            (self.degree // (THREADS * PAIR), pairs, len(limbs)),
             out,
             left,
             *steps_x,
@@ -612,6 +628,7 @@ class CudaRing:
             rows,
             outs,
             terms,
+            len(limbs),
             *constants,
         )
         return out
@@ -620,7 +637,7 @@ class CudaRing:
         self, x: Array, weights: Array, limbs: Limbs, accumulate: Array | None = None
     ) -> Array:
         """See `Ring.gemm`."""
-        constants = (*self._limbs(x, limbs), self._table)
+        constants = self._limbs(x, limbs)
         shape = operands.product_shape(x, weights, len(limbs), accumulate)
         out = self.empty(shape) if accumulate is None else accumulate
         runs, outs = weights.shape[1:3]
@@ -640,7 +657,8 @@ class CudaRing:
             x.shape[0],
             runs,
             polys,
-            accumulate is not None,
+            int(accumulate is not None),
+            len(limbs),
             *constants,
         )
         return out
@@ -650,11 +668,11 @@ class CudaRing:
         operands.check_coefficients(coefficients, self.degree)
         runs = coefficients.shape[0]
         out = self.empty((len(limbs), *coefficients.shape))
-        primes = self._device_integers(limbs)
+        primes = self._integers(limbs)
         count, columns = coefficients.size, prod(coefficients.shape[1:])
         signed = self.device.upload(np.ascontiguousarray(coefficients))
         grid = (-(-count // THREADS), len(limbs))
-        last = runs == 1
+        last = int(runs == 1)
         self._launch("encode_residues", grid, out, signed, count, last, primes, self._table)
         groups = 1
         while groups < runs:
@@ -665,7 +683,7 @@ class CudaRing:
                 columns,
                 runs,
                 groups,
-                2 * groups == runs,
+                int(2 * groups == runs),
                 primes,
                 self._forward[0],
                 self._table,

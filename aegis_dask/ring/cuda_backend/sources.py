@@ -11,9 +11,10 @@ MIN_LOG_N, MAX_LOG_N = 10, 17
 UNITS = ("ntt.cu", "elementwise.cu", "keyswitch.cu", "matrix.cu", "chacha.cu")
 
 # Sizes of blocks and of what they treat, as the sources define them.
-THREADS, CHACHA_THREADS = 256, 128
+THREADS, VECTOR, CHACHA_THREADS = 256, 4, 128
 TAIL, TAILS, COLUMNS = 256, 8, 16
-CONVERT_COLUMNS, CONVERT_SHARES = 64, 4
+CONVERT_WIDTH, CONVERT_SHARES = 64, 4
+CONVERT_COLUMNS = 2 * CONVERT_WIDTH
 TILE, PAIR = 64, 2
 
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
@@ -63,7 +64,7 @@ def threads(kernel: str, log_n: int) -> int:
         "THREADS": THREADS,
         "ROW_THREADS": COLUMNS << second,
         "TAIL_THREADS": 16 * min(TAILS, 1 << row_stages),
-        "CONVERT_THREADS": CONVERT_COLUMNS * CONVERT_SHARES,
+        "CONVERT_THREADS": CONVERT_WIDTH * CONVERT_SHARES,
         "CHACHA_THREADS": CHACHA_THREADS,
     }
     return sizes[kernels()[kernel]]

@@ -1,12 +1,15 @@
-// Modular arithmetic. p is a prime below 2^30; ranges are stated per function.
+// Modular arithmetic. p is a prime below 2^30, p2 is 2p; ranges are stated per function.
 #pragma once
 #include "common.cuh"
 
+// [0, 2m) -> [0, m), 2m at most 2^32
+DEVICE u32 below(u32 x, u32 m) { return min(x, x - m); }
+
 // [0, 2p) -> [0, p)
-DEVICE u32 canonical2(u32 x, u32 p) { return min(x, x - p); }
+DEVICE u32 canonical2(u32 x, u32 p) { return below(x, p); }
 
 // [0, 4p) -> [0, 2p)
-DEVICE u32 halve4(u32 x, u32 p) { return min(x, x - 2 * p); }
+DEVICE u32 halve4(u32 x, u32 p) { return below(x, 2 * p); }
 
 // [0, 4p) -> [0, p)
 DEVICE u32 canonical4(u32 x, u32 p) { return canonical2(halve4(x, p), p); }
@@ -33,8 +36,9 @@ DEVICE u32 reduce_lazy(u64 t, u32 p, u32 q_inv) {
 // 64-bit t < 4 p 2^32 -> t 2^-32 mod p in [0, p)
 DEVICE u32 reduce(u64 t, u32 p, u32 q_inv) { return canonical4(reduce_lazy(t, p, q_inv), p); }
 
-// 64-bit t -> t or t - 2p 2^32, below 2^63 whenever p > 2^29 (to add eight more products)
-DEVICE u64 cut(u64 t, u32 p) { return min(t, t - ((u64)p << 33)); }
+// 64-bit t < 4 p 2^32 -> t or t - 2p 2^32, below 2p 2^32: eight more products can be added, p < 2^30.
+// Only the high word changes.
+DEVICE u64 cut(u64 t, u32 p2) { return (u64)below((u32)(t >> 32), p2) << 32 | (u32)t; }
 
 // Signed 64-bit x -> [0, p)
 DEVICE u32 signed_residue(i64 x, const Prime& c) {

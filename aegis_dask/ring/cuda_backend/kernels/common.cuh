@@ -19,13 +19,16 @@ typedef long long i64;
 #define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
 #define PHASED(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
 #define BARRIER __syncthreads()
-#define DEVICE static __device__ __forceinline__
+#define EXIT return
+#define INLINE __device__ __forceinline__
+#define DEVICE static INLINE
 #define SHARED(type, name, count) __shared__ type name[count]
 #define UNROLL _Pragma("unroll")
 #endif
 
 #define N (1 << LOG_N)
 #define THREADS 256  // of kernels that treat every point alone
+#define VECTOR 4     // points that a thread of those reads at once
 
 // Constants of one prime, 32 bytes: two vector loads.
 struct __align__(16) Prime {
@@ -35,11 +38,30 @@ struct __align__(16) Prime {
     u32 one_s;  // floor(2^32 / q), the Shoup companion of 1
     u32 w32;    // 2^32 mod q
     u32 w32_s;  // its companion
-    u32 n_inv;  // N^-1 mod q
-    u32 n_inv_s;
+    u32 q2;  // 2 q: the compiler would form it anew, one instruction each time, where it knows how
+    u32 unused;
 };
 
 // A constant factor and its Shoup companion floor(w 2^32 / q).
 struct __align__(8) Factor {
     u32 w, ws;
 };
+
+// Two that stand next to each other: one load.
+struct __align__(16) Pair {
+    Factor a, b;
+};
+
+// Words that stand next to each other, at a multiple of their size.
+struct __align__(16) Quad {
+    u32 at[VECTOR];
+};
+
+struct __align__(8) Two {
+    u32 at[2];
+};
+
+DEVICE Quad load(const u32* x) { return *(const Quad*)x; }
+DEVICE Two load2(const u32* x) { return *(const Two*)x; }
+DEVICE void store(u32* x, Quad values) { *(Quad*)x = values; }
+DEVICE void store(u32* x, Two values) { *(Two*)x = values; }

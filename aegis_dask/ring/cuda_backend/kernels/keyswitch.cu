@@ -1,14 +1,15 @@
 // Base conversion and the key inner product.
 #include "arithmetic.cuh"
 
-#define CONVERT_COLUMNS 64  // columns of a block, which stages them in shared memory
-#define CONVERT_SHARES 4    // threads of a column: each makes its share of the targets
-#define CONVERT_THREADS (CONVERT_COLUMNS * CONVERT_SHARES)
-#define TARGETS 4  // that a thread accumulates at a time
+#define CONVERT_WIDTH 64    // threads next to each other, with two columns each
+#define CONVERT_COLUMNS (2 * CONVERT_WIDTH)  // of a block, which stages them in shared memory
+#define CONVERT_SHARES 4    // threads of the same columns: each makes its share of the targets
+#define CONVERT_THREADS (CONVERT_WIDTH * CONVERT_SHARES)
 #define MAX_SOURCES 48
 
-// dst[j] = sum_i mat[j, i] src[i] 2^-32 mod q_j, minus v times the last column if `quotient` is
-// given (`aegis_dask.ring.conversion`). Rows of polynomial b are `rows + b stride`. Canonical.
+// dst[j] = sum_i mat[i, j] src[i] 2^-32 mod q_j, minus v times the last row if `quotient` is given
+// (`aegis_dask.ring.conversion`, with the matrix transposed and its targets filled up to a multiple
+// of VECTOR). Rows of polynomial b are `rows + b stride`. Canonical.
 //
 // Products are below 2^60: 16 fit in 64 bits, and before every eight more the sum is cut below
 // 2 p 2^32. Grid: one block for CONVERT_COLUMNS columns of a polynomial.
@@ -17,42 +18,56 @@ PHASED(convert, CONVERT_THREADS)
  int src_stride, const u32* mat, const u32* quotient, int sources, int targets,
  const int* primes, const Prime* table) {
     SHARED(u32, y, (MAX_SOURCES + 1) * CONVERT_COLUMNS);
-    const u32 c = threadIdx.x % CONVERT_COLUMNS, share = threadIdx.x / CONVERT_COLUMNS;
+    const u32 c = threadIdx.x % CONVERT_WIDTH * 2, share = threadIdx.x / CONVERT_WIDTH;
     const u32 poly = blockIdx.x / (N / CONVERT_COLUMNS);
     const u32 column = blockIdx.x % (N / CONVERT_COLUMNS) * CONVERT_COLUMNS + c;
-    for (int i = share; i < sources; i += CONVERT_SHARES)
-        y[i * CONVERT_COLUMNS + c] = src[((size_t)src_rows[i] + (size_t)poly * src_stride) * N + column];
+    for (int i = share; i < sources; i += CONVERT_SHARES) {
+        const size_t row = (size_t)src_rows[i] + (size_t)poly * src_stride;
+        store(y + i * CONVERT_COLUMNS + c, load2(src + row * N + column));
+    }
     BARRIER;
-    if (quotient && share == 0) {
+    if (quotient && threadIdx.x < CONVERT_COLUMNS) {
         u64 v = 1ull << 55;
-        for (int i = 0; i < sources; i++) v += product(y[i * CONVERT_COLUMNS + c], quotient[i]);
-        y[sources * CONVERT_COLUMNS + c] = (u32)(v >> 56);
+        for (int i = 0; i < sources; i++)
+            v += product(y[i * CONVERT_COLUMNS + threadIdx.x], quotient[i]);
+        y[sources * CONVERT_COLUMNS + threadIdx.x] = (u32)(v >> 56);
     }
     BARRIER;
     const int terms = sources + (quotient ? 1 : 0);
-    for (int first = share * TARGETS; first < targets; first += CONVERT_SHARES * TARGETS) {
-        u64 sum[TARGETS];
-        u32 p[TARGETS];
-        UNROLL for (int t = 0; t < TARGETS; t++) {
-            sum[t] = 0;
-            p[t] = table[primes[min(first + t, targets - 1)]].q;
+    const int width = (targets + VECTOR - 1) / VECTOR * VECTOR;
+    for (int first = share * VECTOR; first < targets; first += CONVERT_SHARES * VECTOR) {
+        u64 sum[VECTOR][2];
+        u32 p[VECTOR], p2[VECTOR];
+        UNROLL for (int t = 0; t < VECTOR; t++) {
+            sum[t][0] = sum[t][1] = 0;
+            const Prime* prime = table + primes[min(first + t, targets - 1)];
+            p[t] = prime->q, p2[t] = prime->q2;
         }
+        const u32* row = mat + first;
         for (int i0 = 0; i0 < terms; i0 += 8) {
             if (i0 >= 16) {
-                UNROLL for (int t = 0; t < TARGETS; t++) sum[t] = cut(sum[t], p[t]);
+                UNROLL for (int t = 0; t < VECTOR; t++) {
+                    sum[t][0] = cut(sum[t][0], p2[t]);
+                    sum[t][1] = cut(sum[t][1], p2[t]);
+                }
             }
             const int stop = min(i0 + 8, terms);
             for (int i = i0; i < stop; i++) {
-                const u32 v = y[i * CONVERT_COLUMNS + c];
-                UNROLL for (int t = 0; t < TARGETS; t++)
-                    sum[t] += product(v, mat[min(first + t, targets - 1) * terms + i]);
+                const Two v = load2(y + i * CONVERT_COLUMNS + c);
+                const Quad w = load(row);
+                row += width;
+                UNROLL for (int t = 0; t < VECTOR; t++) {
+                    sum[t][0] += product(v.at[0], w.at[t]);
+                    sum[t][1] += product(v.at[1], w.at[t]);
+                }
             }
         }
-        UNROLL for (int t = 0; t < TARGETS; t++) {
+        UNROLL for (int t = 0; t < VECTOR; t++) {
             if (first + t >= targets) break;
             const u32 q_inv = table[primes[first + t]].q_inv;
-            dst[((size_t)dst_rows[first + t] + (size_t)poly * dst_stride) * N + column] =
-                reduce(sum[t], p[t], q_inv);
+            const size_t to = (size_t)dst_rows[first + t] + (size_t)poly * dst_stride;
+            const Two r = {reduce(sum[t][0], p[t], q_inv), reduce(sum[t][1], p[t], q_inv)};
+            store(dst + to * N + column, r);
         }
     }
 }
@@ -60,23 +75,33 @@ PHASED(convert, CONVERT_THREADS)
 // out[b, 0/1, k] = sum_d x_d[k] key_b/a[d, k] 2^-32, the key in Montgomery form: row
 // `key_rows[d, k]` of it belongs to digit d and limb k. x_d[k] is own[b, k] on the digit's own limbs
 // (`digit_of[k] == d`), else digits[b, d, k]. At most eight digits: 8 p^2 < 4 p 2^32.
-// Grid: one block for THREADS points of (limb, b), polynomials of one limb next to each other.
+// Grid: (polynomials, blocks of points, limbs): those that share a part of the key follow each other.
 KERNEL(inner_product, THREADS)
 (u32* out, const u32* digits, const u32* own, int own_limbs, const u32* key_b, const u32* key_a,
- const int* key_rows, const int* digit_of, int count, int limbs, int batch, const int* primes,
+ const int* key_rows, const int* digit_of, int count, int limbs, const int* primes,
  const Prime* table) {
-    const u32 piece = blockIdx.x / batch, b = blockIdx.x % batch;
-    const u32 k = piece / (N / THREADS), point = piece % (N / THREADS) * THREADS + threadIdx.x;
+    const u32 b = blockIdx.x, k = blockIdx.z;
+    const u32 point = (blockIdx.y * THREADS + threadIdx.x) * VECTOR;
     const Prime c = table[primes[k]];
-    u64 s0 = 0, s1 = 0;
+    u64 s0[VECTOR], s1[VECTOR];
+    UNROLL for (int i = 0; i < VECTOR; i++) s0[i] = s1[i] = 0;
     for (int d = 0; d < count; d++) {
-        const u32 x = digit_of[k] == d
-                          ? own[((size_t)b * own_limbs + k) * N + point]
-                          : digits[(((size_t)b * count + d) * limbs + k) * N + point];
+        const Quad x = load(point + (digit_of[k] == d
+                                         ? own + ((size_t)b * own_limbs + k) * N
+                                         : digits + (((size_t)b * count + d) * limbs + k) * N));
         const size_t key = (size_t)key_rows[d * limbs + k] * N + point;
-        s0 += product(x, key_b[key]);
-        s1 += product(x, key_a[key]);
+        const Quad kb = load(key_b + key), ka = load(key_a + key);
+        UNROLL for (int i = 0; i < VECTOR; i++) {
+            s0[i] += product(x.at[i], kb.at[i]);
+            s1[i] += product(x.at[i], ka.at[i]);
+        }
     }
-    out[((size_t)(2 * b) * limbs + k) * N + point] = reduce(s0, c.q, c.q_inv);
-    out[((size_t)(2 * b + 1) * limbs + k) * N + point] = reduce(s1, c.q, c.q_inv);
+    Quad r0, r1;
+    UNROLL for (int i = 0; i < VECTOR; i++) {
+        r0.at[i] = reduce(s0[i], c.q, c.q_inv);
+        r1.at[i] = reduce(s1[i], c.q, c.q_inv);
+    }
+    u32* to = out + ((size_t)(2 * b) * limbs + k) * N + point;
+    store(to, r0);
+    store(to + (size_t)limbs * N, r1);
 }

@@ -4,7 +4,17 @@
 
 #define TILE 64   // outputs, and columns, of a block
 #define DEPTH 16  // terms staged at a time
-#define EDGE 4    // outputs, and columns, of a thread
+#define EDGE 4    // outputs, and columns, of a thread: a Quad of each
+#define LEFT (TILE + VECTOR)
+
+// What this thread stages of the terms from k0 on, into registers. Terms beyond the last are zeros.
+#define FETCH(k0)                                                                              \
+    UNROLL for (int j = 0; j < EDGE; j++) {                                                    \
+        const int o = first_out + threadIdx.x / DEPTH + j * (THREADS / DEPTH);                 \
+        const int k = (k0) + threadIdx.x / TILE + j * (THREADS / TILE);                        \
+        a[j] = o < outs && (k0) + own_k < inner ? w[o * so + (k0) * sk] : 0;                   \
+        b[j] = column < columns && k < inner ? from[k * step] : 0;                             \
+    }
 
 // out[o, b, l] = sum_k weights[l, run, o, k] x[k, b, l] 2^-32, or out += with `add`.
 //
@@ -14,107 +24,100 @@
 PHASED(gemm, THREADS)
 (u32* out, const u32* x, i64 step, const u32* weights, i64 sl, i64 sr, i64 so, i64 sk, int outs,
  int inner, int runs, int polys, int add, int limbs, const int* primes, const Prime* table) {
-    SHARED(u32, left, DEPTH * (TILE + 1));
+    SHARED(u32, left, DEPTH * LEFT);
     SHARED(u32, right, DEPTH * TILE);
     const int l = blockIdx.z / runs, run = blockIdx.z % runs;
     const int length = N / runs, columns = length * polys;
     const int first_column = blockIdx.x * TILE, first_out = blockIdx.y * TILE;
     const u32 tx = threadIdx.x % (TILE / EDGE), ty = threadIdx.x / (TILE / EDGE);
+    const int column = first_column + threadIdx.x % TILE, own_k = threadIdx.x % DEPTH;
+    const u32* from = x + ((size_t)(column / length) * limbs + l) * N + run * length + column % length;
+    const u32* w = weights + l * sl + run * sr + own_k * sk;
     const Prime c = table[primes[l]];
-    const u32* w = weights + l * sl + run * sr;
     u64 sum[EDGE][EDGE];
     UNROLL for (int i = 0; i < EDGE; i++) {
         UNROLL for (int j = 0; j < EDGE; j++) sum[i][j] = 0;
     }
+    u32 a[EDGE], b[EDGE];
+    FETCH(0)
     for (int k0 = 0; k0 < inner; k0 += DEPTH) {
-        // Terms beyond the last are zeros.
-        for (u32 i = threadIdx.x; i < DEPTH * TILE; i += THREADS) {
-            const int o = first_out + i / DEPTH, k = k0 + i % DEPTH;
-            left[(i % DEPTH) * (TILE + 1) + i / DEPTH] =
-                o < outs && k < inner ? w[o * so + k * sk] : 0;
-        }
-        for (u32 i = threadIdx.x; i < DEPTH * TILE; i += THREADS) {
-            const int column = first_column + i % TILE, k = k0 + i / TILE;
-            const size_t at = ((size_t)(column / length) * limbs + l) * N + run * length +
-                              column % length;
-            right[i] = column < columns && k < inner ? x[k * step + at] : 0;
+        UNROLL for (int j = 0; j < EDGE; j++) {
+            left[own_k * LEFT + threadIdx.x / DEPTH + j * (THREADS / DEPTH)] = a[j];
+            right[threadIdx.x + j * THREADS] = b[j];
         }
         BARRIER;
+        if (k0 + DEPTH < inner) {
+            FETCH(k0 + DEPTH)
+        }
         UNROLL for (int half = 0; half < DEPTH; half += 8) {
             if (k0 + half >= 16) {
                 UNROLL for (int i = 0; i < EDGE; i++) {
-                    UNROLL for (int j = 0; j < EDGE; j++) sum[i][j] = cut(sum[i][j], c.q);
+                    UNROLL for (int j = 0; j < EDGE; j++) sum[i][j] = cut(sum[i][j], c.q2);
                 }
             }
             UNROLL for (int k = half; k < half + 8; k++) {
-                u32 a[EDGE], b[EDGE];
+                const Quad u = load(left + k * LEFT + ty * EDGE), v = load(right + k * TILE + tx * EDGE);
                 UNROLL for (int i = 0; i < EDGE; i++) {
-                    a[i] = left[k * (TILE + 1) + ty * EDGE + i];
-                    b[i] = right[k * TILE + tx + i * (TILE / EDGE)];
-                }
-                UNROLL for (int i = 0; i < EDGE; i++) {
-                    UNROLL for (int j = 0; j < EDGE; j++) sum[i][j] += product(a[i], b[j]);
+                    UNROLL for (int j = 0; j < EDGE; j++) sum[i][j] += product(u.at[i], v.at[j]);
                 }
             }
         }
         BARRIER;
     }
-    UNROLL for (int j = 0; j < EDGE; j++) {
-        const int column = first_column + tx + j * (TILE / EDGE);
-        if (column >= columns) continue;
-        const int poly = column / length;
-        UNROLL for (int i = 0; i < EDGE; i++) {
-            const int o = first_out + ty * EDGE + i;
-            if (o >= outs) continue;
-            const size_t at = (((size_t)o * polys + poly) * limbs + l) * N + run * length +
-                              column % length;
-            const u32 t = reduce(sum[i][j], c.q, c.q_inv);
-            out[at] = add ? add_mod(out[at], t, c.q) : t;
+    const int mine = first_column + tx * EDGE;  // runs are longer than EDGE: all or none
+    if (mine >= columns) EXIT;
+    u32* to = out + ((size_t)(mine / length) * limbs + l) * N + run * length + mine % length;
+    UNROLL for (int i = 0; i < EDGE; i++) {
+        const int o = first_out + ty * EDGE + i;
+        if (o >= outs) break;
+        u32* at = to + (size_t)o * polys * limbs * N;
+        Quad r;
+        UNROLL for (int j = 0; j < EDGE; j++) r.at[j] = reduce(sum[i][j], c.q, c.q_inv);
+        if (add) {
+            const Quad before = load(at);
+            UNROLL for (int j = 0; j < EDGE; j++) r.at[j] = add_mod(before.at[j], r.at[j], c.q);
         }
+        store(at, r);
     }
 }
 
-#define PAIR 2  // rows, and outputs, of a thread of `contract`
+#define PAIR 2  // rows, and outputs, and points of a thread of `contract`
 
 // out[r, o] = sum_k x[r, k] y[o, k]: from [r, k, 2] and [o, k, 2] to [r, o, 3], strides in words.
-// Grid: (N / THREADS, row pairs * output pairs, limbs).
+// Grid: (N / THREADS / PAIR, row pairs * output pairs, limbs).
 KERNEL(contract, THREADS)
 (u32* out, const u32* x, i64 sx_row, i64 sx, const u32* y, i64 sy_out, i64 sy, int rows, int outs,
  int terms, int limbs, const int* primes, const Prime* table) {
     const int l = blockIdx.z, pairs = (outs + PAIR - 1) / PAIR;
     const int r0 = blockIdx.y / pairs * PAIR, o0 = blockIdx.y % pairs * PAIR;
-    const size_t point = (size_t)l * N + blockIdx.x * THREADS + threadIdx.x;
+    const size_t point = (size_t)l * N + (blockIdx.x * THREADS + threadIdx.x) * PAIR;
     const size_t step = (size_t)limbs * N;
     const Prime c = table[primes[l]];
-    u64 sum[PAIR][PAIR][3];
-    UNROLL for (int i = 0; i < PAIR; i++) {
-        UNROLL for (int j = 0; j < PAIR; j++) {
-            UNROLL for (int h = 0; h < 3; h++) sum[i][j][h] = 0;
-        }
-    }
+    // What lies beyond the last row or output is computed and not stored.
+    const u32* from_x[PAIR] = {x + r0 * sx_row + point, x + min(r0 + 1, rows - 1) * sx_row + point};
+    const u32* from_y[PAIR] = {y + o0 * sy_out + point, y + min(o0 + 1, outs - 1) * sy_out + point};
+    u64 sum[PAIR][PAIR][3][PAIR];
+    UNROLL for (int i = 0; i < 2 * 2 * 3 * 2; i++) (&sum[0][0][0][0])[i] = 0;
     for (int k = 0; k < terms; k++) {
         // Every term adds two products to component 1, so a cut every four.
         if (k >= 8 && k % 4 == 0) {
-            UNROLL for (int i = 0; i < PAIR; i++) {
-                UNROLL for (int j = 0; j < PAIR; j++) {
-                    UNROLL for (int h = 0; h < 3; h++) sum[i][j][h] = cut(sum[i][j][h], c.q);
-                }
-            }
+            UNROLL for (int i = 0; i < 2 * 2 * 3 * 2; i++)
+                (&sum[0][0][0][0])[i] = cut((&sum[0][0][0][0])[i], c.q2);
         }
-        u32 a[PAIR][2], b[PAIR][2];
+        Two a[PAIR][2], b[PAIR][2];
         UNROLL for (int i = 0; i < PAIR; i++) {
-            // What lies beyond the last row or output is computed and not stored.
-            const size_t ax = min(r0 + i, rows - 1) * sx_row + k * sx + point;
-            const size_t by = min(o0 + i, outs - 1) * sy_out + k * sy + point;
-            a[i][0] = x[ax], a[i][1] = x[ax + step];
-            b[i][0] = y[by], b[i][1] = y[by + step];
+            a[i][0] = load2(from_x[i]), a[i][1] = load2(from_x[i] + step);
+            b[i][0] = load2(from_y[i]), b[i][1] = load2(from_y[i] + step);
+            from_x[i] += sx, from_y[i] += sy;
         }
         UNROLL for (int i = 0; i < PAIR; i++) {
             UNROLL for (int j = 0; j < PAIR; j++) {
-                sum[i][j][0] += product(a[i][0], b[j][0]);
-                sum[i][j][1] += product(a[i][0], b[j][1]);
-                sum[i][j][1] += product(a[i][1], b[j][0]);
-                sum[i][j][2] += product(a[i][1], b[j][1]);
+                UNROLL for (int e = 0; e < PAIR; e++) {
+                    sum[i][j][0][e] += product(a[i][0].at[e], b[j][0].at[e]);
+                    sum[i][j][1][e] += product(a[i][0].at[e], b[j][1].at[e]);
+                    sum[i][j][1][e] += product(a[i][1].at[e], b[j][0].at[e]);
+                    sum[i][j][2][e] += product(a[i][1].at[e], b[j][1].at[e]);
+                }
             }
         }
     }
@@ -122,9 +125,12 @@ KERNEL(contract, THREADS)
         UNROLL for (int j = 0; j < PAIR; j++) {
             if (r0 + i >= rows || o0 + j >= outs) continue;
             UNROLL for (int h = 0; h < 3; h++) {
-                const u32 t = reduce_lazy(sum[i][j][h], c.q, c.q_inv);
-                out[((size_t)(r0 + i) * outs + o0 + j) * 3 * step + h * step + point] =
-                    reduce(product(t, c.r2), c.q, c.q_inv);
+                Two r;
+                UNROLL for (int e = 0; e < PAIR; e++) {
+                    const u32 t = reduce_lazy(sum[i][j][h][e], c.q, c.q_inv);
+                    r.at[e] = reduce(product(t, c.r2), c.q, c.q_inv);
+                }
+                store(out + ((size_t)(r0 + i) * outs + o0 + j) * 3 * step + h * step + point, r);
             }
         }
     }

@@ -1,45 +1,51 @@
-// Transforms of batches of limbs. Grids: (rows, 256 / COLUMNS) for the row stages and
-// (rows, N / 256 / TAILS) for the tails.
+// Transforms of batches of limbs. Grids: (polynomials, 256 / COLUMNS, limbs) for the row stages and
+// (polynomials, N / 256 / TAILS, limbs) for the tails.
 #include "ntt.cuh"
+
+// Of this thread: its column, the threads of which hold rows g + i GROUPS or g HELD + i, and where
+// those stand in shared memory. One row is left out after every HELD, so that threads of a warp meet
+// no bank twice.
+#define ROWS_OF_THREAD                                                                             \
+    SHARED(u32, shared, ROW_WORDS);                                                                \
+    const u32 c = threadIdx.x % COLUMNS, g = threadIdx.x / COLUMNS;                                \
+    u32 *strided = shared + threadIdx.x, *adjacent = shared + g * (HELD + 1) * COLUMNS + c;        \
+    u32 x[HELD];
+#define STRIDED(i) (((i) * GROUPS + (i) * GROUPS / HELD) * COLUMNS)
 
 // First launch of the forward transform: [0, 4p) in and out. src and dst may be the same.
 PHASED(ntt_rows, ROW_THREADS)
 (u32* dst, const u32* src, Rows rows, Twiddles twiddles, const Prime* table) {
-    SHARED(u32, shared, ROW_WORDS);
-    const u32 c = threadIdx.x % COLUMNS, g = threadIdx.x / COLUMNS;
-    const int prime = prime_of(rows, blockIdx.x);
-    const u32 p = table[prime].q;
+    ROWS_OF_THREAD
+    const int prime = prime_of(rows);
+    const u32 p = table[prime].q, p2 = table[prime].q2;
     const Factor* w = scalar_of(twiddles, prime);
-    const size_t base = row_of(rows, blockIdx.x) * N + blockIdx.y * COLUMNS + c;
-    u32 x[HELD];
+    const size_t base = row_of(rows) * N + blockIdx.y * COLUMNS + c;
     UNROLL for (int i = 0; i < HELD; i++) x[i] = src[base + (size_t)(g + i * GROUPS) * TAIL];
-    forward_stages<FIRST>(x, w, 1, p);
-    UNROLL for (int i = 0; i < HELD; i++) shared[row_place(g + i * GROUPS, c)] = x[i];
+    forward_stages<FIRST>(x, w, 1, p, p2);
+    UNROLL for (int i = 0; i < HELD; i++) strided[STRIDED(i)] = x[i];
     BARRIER;
-    UNROLL for (int i = 0; i < HELD; i++) x[i] = shared[row_place(g * HELD + i, c)];
+    UNROLL for (int i = 0; i < HELD; i++) x[i] = adjacent[i * COLUMNS];
     UNROLL for (int u = 0; u < HELD / GROUPS; u++)
-        forward_stages<SECOND>(x + u * GROUPS, w, HELD + g * (HELD / GROUPS) + u, p);
+        forward_stages<SECOND>(x + u * GROUPS, w, HELD + g * (HELD / GROUPS) + u, p, p2);
     UNROLL for (int i = 0; i < HELD; i++) dst[base + (size_t)(g * HELD + i) * TAIL] = x[i];
 }
 
-// Second launch of the inverse transform: [0, 2p) -> [0, p), times factors[r % period].
+// Second launch of the inverse transform: [0, 2p) -> [0, p), times the factor of the limb.
 PHASED(intt_rows, ROW_THREADS)
 (u32* x_, Rows rows, const Factor* factors, Twiddles twiddles, const Prime* table) {
-    SHARED(u32, shared, ROW_WORDS);
-    const u32 c = threadIdx.x % COLUMNS, g = threadIdx.x / COLUMNS;
-    const int prime = prime_of(rows, blockIdx.x);
-    const u32 p = table[prime].q;
+    ROWS_OF_THREAD
+    const int prime = prime_of(rows);
+    const u32 p = table[prime].q, p2 = table[prime].q2;
     const Factor* w = scalar_of(twiddles, prime);
-    const Factor f = factors[blockIdx.x % rows.period];
-    const size_t base = row_of(rows, blockIdx.x) * N + blockIdx.y * COLUMNS + c;
-    u32 x[HELD];
+    const Factor f = factors[blockIdx.z];
+    const size_t base = row_of(rows) * N + blockIdx.y * COLUMNS + c;
     UNROLL for (int i = 0; i < HELD; i++) x[i] = x_[base + (size_t)(g * HELD + i) * TAIL];
     UNROLL for (int u = 0; u < HELD / GROUPS; u++)
-        inverse_stages<SECOND>(x + u * GROUPS, w, HELD + g * (HELD / GROUPS) + u, p);
-    UNROLL for (int i = 0; i < HELD; i++) shared[row_place(g * HELD + i, c)] = x[i];
+        inverse_stages<SECOND>(x + u * GROUPS, w, HELD + g * (HELD / GROUPS) + u, p, p2);
+    UNROLL for (int i = 0; i < HELD; i++) adjacent[i * COLUMNS] = x[i];
     BARRIER;
-    UNROLL for (int i = 0; i < HELD; i++) x[i] = shared[row_place(g + i * GROUPS, c)];
-    inverse_stages<FIRST>(x, w, 1, p);
+    UNROLL for (int i = 0; i < HELD; i++) x[i] = strided[STRIDED(i)];
+    inverse_stages<FIRST>(x, w, 1, p, p2);
     UNROLL for (int i = 0; i < HELD; i++)
         x_[base + (size_t)(g + i * GROUPS) * TAIL] = shoup_mod(x[i], f, p);
 }
@@ -55,23 +61,25 @@ PHASED(intt_rows, ROW_THREADS)
 // The tail of the forward transform up to the last butterfly, as a piece of a kernel: it reads the
 // words at `source` and leaves word `lane + 16 i` of the tail in x[i], in [0, 4p).
 #define FORWARD_TAIL(source)                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) x[i] = (source)[tail * TAIL + lane + 16 * i];              \
-    forward_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p);                          \
-    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * i + lane)] = x[i];                    \
+    UNROLL for (int i = 0; i < 16; i++)                                                            \
+        x[i] = shoup((source)[tail * TAIL + lane + 16 * i], twist, p);                             \
+    forward_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p, p2);                      \
+    UNROLL for (int i = 0; i < 16; i++) mine[17 * i + lane] = x[i];                                \
     BARRIER;                                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * lane + i)];                    \
-    forward_lane(x, lanes_of(twiddles, prime, tail, lane), p);                                     \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * lane + i];                                \
+    forward_from<4, 0>(x, lane_of(twiddles, prime, lane), p, p2);                                  \
     BARRIER;                                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * lane + i)] = x[i];                    \
+    UNROLL for (int i = 0; i < 16; i++) mine[17 * lane + i] = x[i];                                \
     BARRIER;                                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * i + lane)];
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * i + lane];
 
 // Second launch of the forward transform, in place: canonical.
 PHASED(ntt_tails, TAIL_THREADS)(u32* x_, Rows rows, Twiddles twiddles, const Prime* table) {
-    const int prime = prime_of(rows, blockIdx.x);
-    const u32 p = table[prime].q;
-    u32* row = x_ + row_of(rows, blockIdx.x) * N;
+    const int prime = prime_of(rows);
+    const u32 p = table[prime].q, p2 = table[prime].q2;
+    u32* row = x_ + row_of(rows) * N;
     TAIL_OF_THREAD
+    const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(row)
     UNROLL for (int i = 0; i < 16; i++) row[tail * TAIL + lane + 16 * i] = canonical4(x[i], p);
 }
@@ -84,18 +92,18 @@ struct Addend {
 
 // Second launch of the forward transform of a remainder, and the division that it is for:
 // `out = factor x - NTT(remainder) (+ addend_factor addend)`, then X -> X^g by scattering, with
-// `inverse` = g^-1. Row r is limb k = r % period of polynomial r / period; its x is
-// row target_rows[k] (any where it is -1, the factors are 0 there) of `x_limbs`.
+// `inverse` = g^-1. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
+// there) of `x_limbs`.
 PHASED(ntt_tails_divide, TAIL_THREADS)
 (u32* out, const u32* remainder, const u32* x_, int x_limbs, int components, const int* target_rows,
  const Factor* factors, Addend addend, const Factor* addend_factors, u32 inverse, Rows rows,
  Twiddles twiddles, const Prime* table) {
-    const int prime = prime_of(rows, blockIdx.x);
-    const u32 p = table[prime].q;
-    const int k = blockIdx.x % rows.period, poly = blockIdx.x / rows.period;
+    const int prime = prime_of(rows);
+    const u32 p = table[prime].q, p2 = table[prime].q2;
+    const int k = blockIdx.z, poly = blockIdx.x;
     const int target = max(target_rows[k], 0);
     const Factor f = factors[k], g = addend_factors[k];
-    const size_t row = (size_t)blockIdx.x * N;
+    const size_t row = row_of(rows) * N;
     const u32* own_x = x_ + ((size_t)poly * x_limbs + target) * N;
     const int component = poly % components;
     const bool added = addend.data && component < addend.used;
@@ -104,27 +112,28 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
                     (((size_t)(poly / components) * addend.used + component) * addend.limbs + target) * N
               : nullptr;
     TAIL_OF_THREAD
+    const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
     UNROLL for (int i = 0; i < 16; i++) {
         const u32 point = tail * TAIL + lane + 16 * i;
-        u32 t = shoup(own_x[point], f, p) + 2 * p - halve4(x[i], p);  // (0, 4p)
-        if (added) t = halve4(t, p) + shoup(own_addend[point], g, p);
+        u32 t = shoup(own_x[point], f, p) + p2 - below(x[i], p2);  // (0, 4p)
+        if (added) t = below(t, p2) + shoup(own_addend[point], g, p);
         out[row + (inverse == 1 ? point : source_of(point, inverse))] = canonical4(t, p);
     }
 }
 
 // Second launch of the forward transform of raised digits, and their product with a key: what
-// `inner_product` computes, without writing the transformed digits. Grid: (limb k and polynomial b,
-// polynomials of one limb next to each other, as tails above).
+// `inner_product` computes, without writing the transformed digits. Grid: as above.
 PHASED(ntt_tails_inner, TAIL_THREADS)
 (u32* out, const u32* digits, const u32* own_x, int own_limbs, const u32* key_b, const u32* key_a,
- const int* key_rows, const int* digit_of, int count, int limbs, int batch, const int* primes,
+ const int* key_rows, const int* digit_of, int count, int limbs, const int* primes,
  Twiddles twiddles, const Prime* table) {
     TAIL_OF_THREAD
-    const int k = blockIdx.x / batch, b = blockIdx.x % batch;
+    const int k = blockIdx.z, b = blockIdx.x;
     const int prime = primes[k];
     const Prime c = table[prime];
-    const u32 p = c.q;
+    const u32 p = c.q, p2 = c.q2;
+    const Factor twist = twist_of(twiddles, prime, tail, lane);
     u64 s0[16], s1[16];
     UNROLL for (int i = 0; i < 16; i++) s0[i] = s1[i] = 0;
     for (int d = 0; d < count; d++) {
@@ -149,35 +158,39 @@ PHASED(ntt_tails_inner, TAIL_THREADS)
     }
 }
 
+// From word `lane + 16 i` of the tail in x[i], [0, 2p), to the same words before the tail's stages.
 #define INVERSE_TAIL(destination)                                                                  \
-    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * i + lane)] = x[i];                    \
+    UNROLL for (int i = 0; i < 16; i++) mine[17 * i + lane] = x[i];                                \
     BARRIER;                                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * lane + i)];                    \
-    inverse_lane(x, lanes_of(twiddles, prime, tail, lane), p);                                     \
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * lane + i];                                \
+    inverse_from<4, 3>(x, lane_of(twiddles, prime, lane), p, p2);                                  \
     BARRIER;                                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) mine[tail_place(16 * lane + i)] = x[i];                    \
+    UNROLL for (int i = 0; i < 16; i++) mine[17 * lane + i] = x[i];                                \
     BARRIER;                                                                                       \
-    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[tail_place(16 * i + lane)];                    \
-    inverse_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p);                          \
-    UNROLL for (int i = 0; i < 16; i++) (destination)[tail * TAIL + lane + 16 * i] = x[i];
+    UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * i + lane];                                \
+    inverse_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p, p2);                      \
+    UNROLL for (int i = 0; i < 16; i++)                                                            \
+        (destination)[tail * TAIL + lane + 16 * i] = shoup(x[i], twist, p);
 
-// First launch of the inverse transform: [0, 2p) -> [0, 2p). Rows are those of src; dst has row r
-// at place r. With an addend, `addend_factors[k] addend` is added first (see `ntt_tails_divide`).
+// First launch of the inverse transform: [0, 2p) -> [0, 2p). Rows are those of src; dst has those of
+// its limbs next to each other. With an addend, `addend_factors[k] addend` is added first (see
+// `ntt_tails_divide`).
 PHASED(intt_tails, TAIL_THREADS)
 (u32* dst, const u32* src, Addend addend, int components, const Factor* addend_factors, Rows rows,
  Twiddles twiddles, const Prime* table) {
     TAIL_OF_THREAD
-    const int prime = prime_of(rows, blockIdx.x);
-    const u32 p = table[prime].q;
-    const u32* row = src + row_of(rows, blockIdx.x) * N;
+    const int prime = prime_of(rows);
+    const u32 p = table[prime].q, p2 = table[prime].q2;
+    const u32* row = src + row_of(rows) * N;
     UNROLL for (int i = 0; i < 16; i++) x[i] = row[tail * TAIL + lane + 16 * i];
-    const int k = blockIdx.x % rows.period, poly = blockIdx.x / rows.period;
+    const Factor twist = twist_of(twiddles, prime, tail, lane);
+    const int k = blockIdx.z, poly = blockIdx.x;
     if (addend.data && poly % components < addend.used && addend_factors[k].w) {
         const Factor f = addend_factors[k];
         const size_t which = (size_t)(poly / components) * addend.used + poly % components;
         const u32* own_addend = addend.data + (which * addend.limbs + rows.rows[k]) * N;
         UNROLL for (int i = 0; i < 16; i++)
-            x[i] = halve4(x[i] + shoup(own_addend[tail * TAIL + lane + 16 * i], f, p), p);
+            x[i] = below(x[i] + shoup(own_addend[tail * TAIL + lane + 16 * i], f, p), p2);
     }
-    INVERSE_TAIL(dst + (size_t)blockIdx.x * N)
+    INVERSE_TAIL(dst + ((size_t)poly * gridDim.z + k) * N)
 }
