@@ -127,7 +127,9 @@ class BlockMatrix:
         columns = self.source.features[:, :, np.where(inside, source, 0)]  # [pair, part, g, b, out]
         columns = np.where(inside, columns, -1)
         row = rows[:, np.broadcast_to(block, inside.shape)]  # [outs, g, b, out]
-        values = w[row[:, None, None], columns[None]]  # [outs, pair, part, g, b, out]
+        # A negative index stands for the last, as it does in indexing.
+        at = row[:, None, None] % w.shape[0] * w.shape[1] + columns % w.shape[1]
+        values = w.reshape(-1).take(at)  # [outs, pair, part, g, b, out]
         real = values[:, :, 0]
         mixed = real - 1j * values[:, :, 1] if values.shape[2] == 2 else real.astype(np.complex128)
         result = mixed.transpose(0, 2, 1, 3, 4)  # [outs, g, pair, b, out]

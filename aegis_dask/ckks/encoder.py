@@ -101,21 +101,29 @@ class Encoder:
         if periodic:
             if z.size & (z.size - 1):
                 raise EncodingError(f"a periodic vector has a power-of-two length, not {z.size}")
-            if 2 * z.size * MIN_RUN <= self.params.ring_degree:
-                return self._encode_periodic(z, level, exact)
+            if self.is_periodic(z.size):
+                data = self.encode_rows(z[None], level, exact)[:, 0]
+                return Plaintext(self.params, np.ascontiguousarray(data), level, exact, z.size)
             z = np.tile(z, self.params.slots // z.size)
         residues = self.residues(self.coefficients(z, exact, level), level)
         return Plaintext(self.params, residues, level, exact, self.params.slots)
 
-    def _encode_periodic(self, z: C128, level: int, scale: Scale) -> Plaintext:
-        period = z.size
-        small = 2 * period
-        coefficients = self._bounded(embed(z, small) * float(scale), level)
+    def is_periodic(self, length: int) -> bool:
+        """Tell whether a vector of this length can be kept in its subring when it repeats."""
+        return length & (length - 1) == 0 and 2 * length * MIN_RUN <= self.params.ring_degree
+
+    def encode_rows(self, values: C128, level: int, scale: Scale) -> NDArray[np.uint32]:
+        """Return the residues ``[limb, row, 2 n]`` of vectors ``[row, n]`` that repeat.
+
+        As `encode` with `periodic` gives them, which `is_periodic` must allow, one after the other.
+        """
+        runs = 2 * values.shape[-1]
+        coefficients = self._bounded(embed(self._check(values), runs) * float(scale), level)
         limbs, primes = self.params.limbs(level), self.params.chain.primes
-        data = np.empty((len(limbs), small), np.uint32)
+        data = np.empty((len(limbs), len(values), runs), np.uint32)
         for row, i in enumerate(limbs):
             data[row] = subring_ntt(coefficients, self.params.ring_degree, primes[i])
-        return Plaintext(self.params, data, level, scale, period)
+        return data
 
     def coefficients(self, values: C128, scale: Scale, level: int) -> NDArray[np.float64]:
         """Return the scaled, rounded coefficients ``[..., N]`` of slots ``[..., n]``."""
@@ -246,6 +254,12 @@ def imaginary_unit(ring_degree: int, prime: int) -> int:
     return pow(primitive_root_of_unity(prime, 2 * ring_degree), ring_degree // 2, prime)
 
 
+@lru_cache(maxsize=4096)
+def _subring_twiddles(ring_degree: int, m: int, prime: int) -> NDArray[np.uint64]:
+    psi = pow(primitive_root_of_unity(prime, 2 * ring_degree), ring_degree // m, prime)
+    return powers(psi, m, prime)[bit_reversal(m)]
+
+
 def subring_ntt(
     coefficients: NDArray[np.float64], ring_degree: int, prime: int
 ) -> NDArray[np.uint32]:
@@ -254,9 +268,7 @@ def subring_ntt(
     The same transform as that of the ring, on the m distinct points; magnitudes below 2^100.
     """
     m = coefficients.shape[-1]
-    p = np.uint64(prime)
-    psi = pow(primitive_root_of_unity(prime, 2 * ring_degree), ring_degree // m, prime)
-    w = powers(psi, m, prime)[bit_reversal(m)]
+    p, w = np.uint64(prime), _subring_twiddles(ring_degree, m, prime)
     if float(np.max(np.abs(coefficients), initial=0.0)) < _INT64_LIMIT:
         x = (coefficients.astype(np.int64) % prime).astype(np.uint64)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
-from aegis_dask.ckks.encoder import Encoder, embed
+from aegis_dask.ckks.encoder import Encoder
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.scale import Scale
-from aegis_dask.errors import EncodingError, MissingKeyError, ProgramError
+from aegis_dask.errors import MissingKeyError, ProgramError
 from aegis_dask.program.hoisting import two_stages
 from aegis_dask.program.operations import PlainMatrix, Refresh, Shape, Store
+from aegis_dask.program.weights import PreparedWeights
 from aegis_dask.ring.backend import concatenate, contiguous
 
 WEIGHT_BYTES = 1 << 26
 """Encoded weights held at a time by `matrix_product`."""
-PART_BYTES = 1 << 26
-"""Ciphertexts on which an operation with large temporaries works at a time: as many as fit."""
 MIN_RUN = 32
 """Points over which residues of a matrix must repeat: what the modular GEMM is made for."""
 
@@ -74,6 +73,7 @@ class Encrypted:
         self.evaluator, self.bootstrapper = evaluator, bootstrapper
         self.params = evaluator.params
         self.encoder = Encoder(evaluator.params)
+        self._weights = PreparedWeights(evaluator.params.ring)
 
     # -- structure ---------------------------------------------------------------------------
 
@@ -138,16 +138,20 @@ class Encrypted:
         rotated = self.evaluator.multiply_by_i(imag, sign % 4)
         return CipherArray(self.evaluator.add(real, rotated), shape)
 
+    def _at_a_time(self, *batches: Ciphertext, share: int = 1) -> int:
+        """Return how many ciphertexts to work on at a time."""
+        largest = min(b.nbytes // b.batch for b in batches)
+        return max(1, self.params.ring.part_bytes // (share * largest))
+
     def _by_parts(
         self, operation: Callable[..., Ciphertext], *batches: Ciphertext, share: int = 1
     ) -> Ciphertext:
         """Apply an operation to a few ciphertexts at a time, `share` times fewer than usual.
 
-        Its temporaries, several times what it works on, then stay within the memory that is kept
-        for reuse. Batches of one go with every part.
+        Its temporaries are several times what it works on. Batches of one go with every part.
         """
         count = max(b.batch for b in batches)
-        step = max(1, PART_BYTES // (share * min(b.nbytes // b.batch for b in batches)))
+        step = self._at_a_time(*batches, share=share)
         if count <= step:
             return operation(*batches)
         first = operation(*(b if b.batch == 1 else b[:step] for b in batches))
@@ -190,17 +194,18 @@ class Encrypted:
     def add_plain(self, x: CipherArray, vectors: NDArray[np.complex128]) -> CipherArray:
         """Return x plus vectors (see `PlainVectors`)."""
         batch, ring = x.batch, self.params.ring
-        limbs, data = self.params.limbs(batch.level), batch.data.copy()
-        rows = self._rows(vectors, x)
-        encoded: dict[int, Any] = {}
-        for i, r in enumerate(rows):
-            if r not in encoded:
-                encoded = {r: self._encode(vectors, r, batch)}
-            plain, first = encoded[r], contiguous(ring, data[i : i + 1, 0])
-            if plain.is_periodic:
-                data[i : i + 1, 0] = ring.add_runs(first, plain.data, limbs)
-            else:
-                data[i : i + 1, 0] = ring.add(first, plain.data[None], limbs)
+        limbs, rows = self.params.limbs(batch.level), self._rows(vectors, x)
+        if self._is_periodic(vectors):
+            # Component 0 alone is added to: 0 to the others.
+            encoded = self._encode_periodic(vectors, rows, batch)
+            runs = np.zeros((len(limbs), len(rows), batch.components, encoded.shape[-1]), np.uint32)
+            runs[:, :, 0] = encoded
+            data = ring.add_runs(batch.data, runs.reshape(len(limbs), -1, runs.shape[-1]), limbs)
+            return self._like(batch.with_data(data), x)
+        data = batch.data.copy()
+        for i, plain in self._encode_full(vectors, rows, batch):
+            first = contiguous(ring, data[i : i + 1, 0])
+            data[i : i + 1, 0] = ring.add(first, plain.data[None], limbs)
         return self._like(batch.with_data(data), x)
 
     def _rows(self, vectors: NDArray[np.complex128], x: CipherArray) -> list[int]:
@@ -215,10 +220,29 @@ class Encrypted:
         have, want = prod(lead), x.batch.batch
         return [i * have // want for i in range(want)]
 
-    def _encode(self, vectors: NDArray[np.complex128], row: int, like: Ciphertext) -> Any:
-        v = vectors.reshape(-1, vectors.shape[-1])[row]
-        periodic = len(v) < self.params.slots
-        return self.encoder.encode(v, level=like.level, scale=like.scale, periodic=periodic)
+    def _is_periodic(self, vectors: NDArray[np.complex128]) -> bool:
+        return self.encoder.is_periodic(vectors.shape[-1])
+
+    def _encode_periodic(
+        self, vectors: NDArray[np.complex128], rows: Sequence[int], like: Ciphertext
+    ) -> NDArray[np.uint32]:
+        """Return the residues ``[limb, row, run]`` of vectors that repeat."""
+        used, where = np.unique(rows, return_inverse=True)
+        chosen = vectors.reshape(-1, vectors.shape[-1])[used]
+        return self.encoder.encode_rows(chosen, like.level, like.scale)[:, where]
+
+    def _encode_full(
+        self, vectors: NDArray[np.complex128], rows: Sequence[int], like: Ciphertext
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield every row with its plaintext; equal ones follow each other and are made once."""
+        last, plain = -1, None
+        for i, r in enumerate(rows):
+            if r != last:
+                v = vectors.reshape(-1, vectors.shape[-1])[r]
+                periodic = len(v) < self.params.slots
+                plain = self.encoder.encode(v, like.level, like.scale, periodic)
+                last = r
+            yield i, plain
 
     # -- products ----------------------------------------------------------------------------
 
@@ -237,18 +261,14 @@ class Encrypted:
     def multiply_plain(self, x: CipherArray, vectors: NDArray[np.complex128]) -> CipherArray:
         """Return x times vectors (see `PlainVectors`): one level."""
         batch, ring = x.batch, self.params.ring
-        scale = self.params.scales[batch.level]
-        limbs, data = self.params.limbs(batch.level), ring.empty(batch.data.shape)
-        like = batch.with_data(batch.data, scale=scale)
-        encoded: dict[int, Any] = {}
-        for i, r in enumerate(self._rows(vectors, x)):
-            if r not in encoded:
-                encoded = {r: self._encode(vectors, r, like)}
-            plain, row = encoded[r], batch.data[i : i + 1]
-            if plain.is_periodic:
-                data[i : i + 1] = ring.multiply_runs(row, plain.data, limbs)
-            else:
-                data[i : i + 1] = ring.multiply(row, plain.data, limbs)
+        scale, limbs = self.params.scales[batch.level], self.params.limbs(batch.level)
+        rows, like = self._rows(vectors, x), batch.with_data(batch.data, scale=scale)
+        if self._is_periodic(vectors):
+            data = ring.multiply_runs(batch.data, self._encode_periodic(vectors, rows, like), limbs)
+        else:
+            data = ring.empty(batch.data.shape)
+            for i, plain in self._encode_full(vectors, rows, like):
+                data[i : i + 1] = ring.multiply(batch.data[i : i + 1], plain.data, limbs)
         out = batch.with_data(data, scale=batch.scale * scale)
         return self._like(self._by_parts(self.evaluator.rescale, out), x)
 
@@ -295,15 +315,18 @@ class Encrypted:
         outer, inner = two_stages(tuple(steps), self.params.slots)
         batch = x.batch
         data = self.params.ring.empty((batch.batch, len(steps), *batch.data.shape[1:]))
-        for j in range(batch.batch):
-            one = batch[j : j + 1]
-            turned = self.evaluator.rotate_many(one, [s for s in outer if s])
+        # Their decompositions are several times as large, and every rotation is kept for a while.
+        at_a_time = self._at_a_time(batch, share=4 + max(len(outer), len(inner)))
+        for j in range(0, batch.batch, at_a_time):
+            some = batch[j : j + at_a_time]
+            turned = self.evaluator.rotate_many(some, [s for s in outer if s])
             for k, first in enumerate(outer):
-                base = turned.pop(first) if first else one
+                base = turned.pop(first) if first else some
                 here = inner[: len(steps) - k * len(inner)]
                 rotated = self.evaluator.rotate_many(base, [s for s in here if s])
                 for i, s in enumerate(here):
-                    data[j, k * len(inner) + i] = rotated[s].data[0] if s else base.data[0]
+                    value = rotated[s] if s else base
+                    data[j : j + at_a_time, k * len(inner) + i] = value.data
         flat = data.reshape(-1, *data.shape[2:])
         return CipherArray(batch.with_data(flat), (*x.shape, len(steps)))
 
@@ -386,17 +409,10 @@ class Encrypted:
         each = prod(matrix.outputs[1:])
         step = max(1, WEIGHT_BYTES // (4 * len(limbs) * runs * inner * each))
         out = ring.empty(((stop - start) * each, *batch.data.shape[1:]))
+        prepared = self._weights.of(matrix, store, scale)
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            values = matrix.build(store, first, last).reshape(-1, inner, matrix.period)
-            c = np.rint(embed(values, runs) * float(scale))
-            if not float(np.max(np.abs(c), initial=0.0)) < 2.0**62:  # NaN neither
-                raise EncodingError(
-                    "weights must be finite and, times the scale of their level "
-                    f"(2^{scale.log2:.0f}), below 2^62"
-                )
-            signed = np.ascontiguousarray(np.moveaxis(c, -1, 0)).astype(np.int64)
-            weights = ring.encode_weights(signed, limbs)
+            weights = ring.encode_weights(prepared(first, last), limbs)
             rows = slice((first - start) * each, (last - start) * each)
             out[rows] = ring.gemm(batch.data, weights, limbs)
         product = batch.with_data(out, scale=batch.scale * scale)

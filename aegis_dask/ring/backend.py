@@ -9,7 +9,7 @@ returns the same residues, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ class Ring(Protocol):
     """Kernels over the primes of one modulus chain."""
 
     chain: ModulusChain
+    part_bytes: int
+    """Ciphertexts on which an operation with large temporaries works at a time, in bytes."""
+    weight_bytes: int
+    """Prepared weights that a worker keeps between runs, in bytes, unless it is configured."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Return an uninitialised array."""
@@ -34,8 +38,8 @@ class Ring(Protocol):
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Return an array of zeros."""
 
-    def from_host(self, x: NDArray[np.uint32]) -> Array:
-        """Copy a host array to the device (no copy on the CPU)."""
+    def from_host(self, x: NDArray[Any]) -> Array:
+        """Copy a host array of any kind to the device (no copy on the CPU)."""
 
     def to_host(self, x: Array) -> NDArray[np.uint32]:
         """Copy a device array to the host (no copy on the CPU)."""
@@ -64,10 +68,14 @@ class Ring(Protocol):
     def multiply_runs(
         self, x: Array, w: NDArray[np.uint32], limbs: Limbs, accumulate: Array | None = None
     ) -> Array:
-        """Multiply by ``w[limb, run]``, constant over N / runs points (a power-of-two count)."""
+        """Multiply by ``w[limb, run]``, constant over N / runs points (a power-of-two count).
+
+        Or by ``w[limb, row, run]``: the polynomials of x, in order, are shared out evenly among the
+        rows.
+        """
 
     def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
-        """Add ``w[limb, run]``, constant over N / runs points."""
+        """Add ``w[limb, run]`` or ``w[limb, row, run]``, as in `multiply_runs`."""
 
     def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
         """Return ``[b, 3]`` products of ciphertexts ``[b, 2]``; y may have batch 1."""

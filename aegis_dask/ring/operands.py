@@ -46,13 +46,27 @@ def check_seed(seed: bytes) -> None:
         raise BackendError(f"a seed has 32 bytes, {len(seed)} were given")
 
 
-def check_runs(w: NDArray[np.uint32], limbs: int, degree: int) -> None:
-    """Raise unless these are constants ``[limb, run]``."""
-    if w.ndim != 2 or w.shape[0] != limbs or degree % (MIN_RUN * w.shape[1]):
+def rows_of_runs(w: NDArray[np.uint32], x: Array) -> NDArray[np.uint32]:
+    """Return constants as ``[limb, row, run]``, contiguous.
+
+    Raises
+    ------
+    BackendError
+        Unless they are ``[limb, run]`` or ``[limb, row, run]`` and fit x.
+    """
+    limbs, degree = x.shape[-2:]
+    if (
+        w.ndim not in (2, 3)
+        or w.shape[0] != limbs
+        or 0 in w.shape
+        or degree % (MIN_RUN * w.shape[-1])
+        or (w.ndim == 3 and prod(x.shape[:-2]) % w.shape[1])
+    ):
         raise BackendError(
             f"constants of shape {w.shape} do not fit {limbs} limbs with runs of at least "
-            f"{MIN_RUN} of {degree} points"
+            f"{MIN_RUN} of {degree} points, of {prod(x.shape[:-2])} polynomials"
         )
+    return np.ascontiguousarray(w[:, None] if w.ndim == 2 else w)
 
 
 def check_contraction(x: Array, y: Array) -> None:

@@ -132,7 +132,7 @@ def warm_up(context: Context) -> None:
         keys = keys.evaluation
     evaluator = context.interpreter("encrypted").evaluator
     shape = (1, 2, len(params.limbs(1)), params.ring_degree)
-    x = Ciphertext(params, np.zeros(shape, np.uint32), 1, params.scales[1])
+    x = Ciphertext(params, params.ring.zeros(shape), 1, params.scales[1])
     evaluator.add(x, x)
     with suppress(MissingKeyError):
         evaluator.multiply(x, x)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from aegis_dask.program.encrypted import CipherArray
+from aegis_dask.ring.backend import concatenate
 
 
 def rows_of(value: Any, start: int, stop: int) -> Any:
@@ -40,7 +41,7 @@ def join_rows(parts: Sequence[Any]) -> Any:
     if len(parts) == 1:
         return first
     if isinstance(first, CipherArray):
-        data = np.concatenate([p.batch.data for p in parts])
+        data = concatenate(first.batch.params.ring, [p.batch.data for p in parts])
         shape = (sum(p.shape[0] for p in parts), *first.shape[1:])
         return CipherArray(first.batch.with_data(data), shape)
     return np.concatenate(list(parts))

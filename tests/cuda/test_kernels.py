@@ -116,6 +116,16 @@ def test_constants_over_runs(rings: Rings, rng: np.random.Generator, runs: int) 
         assert np.array_equal(gpu.to_host(out), sums)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_rows_of_constants(rings: Rings, rng: np.random.Generator, rows: int) -> None:
+    cpu, gpu = rings
+    x = inputs(rng, primes_of(cpu), 2, 3)[0]
+    w = inputs(rng, primes_of(cpu), rows, degree=8)[0].swapaxes(0, 1)
+    for method in ("multiply_runs", "add_runs"):
+        found = getattr(gpu, method)(gpu.from_host(x), w, LIMBS)
+        assert np.array_equal(gpu.to_host(found), getattr(cpu, method)(x, w, LIMBS))
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_tensor_products(rings: Rings, rng: np.random.Generator, batch: int) -> None:
     primes = primes_of(rings[0])

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="no C++ compiler (g++, or CXX) for the emulation of the GPU"
 )
+_one_at_a_time = threading.Lock()
 OPTIONS = ("-std=c++20", "-O2", "-shared", "-fPIC", "-DAEGIS_EMULATION", "-w")
 
 
@@ -118,9 +120,13 @@ class EmulatedDevice:
     def synchronize(self) -> None:
         pass
 
+    def memory(self) -> int:
+        return 1 << 34
+
     def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
         seed = int.from_bytes(os.urandom(8), "little")
         threads = sources.threads(kernel, log_n)
         function = getattr(library(log_n), f"launch_{kernel}")
         blocks = (ctypes.c_uint * 3)(*grid)
-        function(ctypes.c_void_p(pointer), blocks, threads, ctypes.c_uint64(seed))
+        with _one_at_a_time:  # threads and blocks are global in the emulation
+            function(ctypes.c_void_p(pointer), blocks, threads, ctypes.c_uint64(seed))

@@ -46,7 +46,7 @@ def exact(x: Any) -> Any:
 
 
 def runs_to_points(w: Any) -> Any:
-    return np.repeat(w, N // w.shape[1], axis=1)
+    return np.repeat(w, N // w.shape[-1], axis=-1)
 
 
 # What y may look like next to x of shape [3, 2, limb, N].
@@ -108,7 +108,22 @@ def test_runs_are_constants_over_contiguous_points(
     assert np.array_equal(total, expected)
 
 
-@pytest.mark.parametrize("shape", [(6, N // 8), (5, 2), (6, 3), (6,)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_rows_of_constants_share_the_polynomials(ring: Ring, operand: Operands, rows: int) -> None:
+    x, total, q = operand(2, 3), operand(2, 3), column(ring)
+    w = operand(rows)[..., :4]
+    points = np.repeat(exact(runs_to_points(w)), 6 // rows, axis=0).reshape(2, 3, len(LIMBS), N)
+    given = w.swapaxes(0, 1)  # [limb, row, run]
+    assert np.array_equal(ring.multiply_runs(x, given, LIMBS), exact(x) * points % q)
+    assert np.array_equal(ring.add_runs(x, given, LIMBS), (exact(x) + points) % q)
+    expected = (exact(total) + exact(x) * points) % q
+    ring.multiply_runs(x, given, LIMBS, accumulate=total)
+    assert np.array_equal(total, expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(6, N // 8), (5, 2), (6, 3), (6,), (6, 2, 4), (6, 0, 4)], ids=str
+)
 def test_runs_that_do_not_fit_are_refused(ring: Ring, shape: tuple[int, ...]) -> None:
     x, w = np.zeros((6, N), np.uint32), np.zeros(shape, np.uint32)
     for operation in (ring.multiply_runs, ring.add_runs):

@@ -238,6 +238,8 @@ class Recorder:
         Stage to which instructions belong.
     """
 
+    part_bytes, weight_bytes = 1 << 26, 0
+
     def __init__(self, chain: ModulusChain) -> None:
         self.chain, self.degree = chain, chain.ring_degree
         self.buffers: list[Buffer] = []

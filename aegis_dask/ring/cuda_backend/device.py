@@ -123,6 +123,10 @@ class CupyDevice:
                 "it again, with CUDA_LAUNCH_BLOCKING=1 to see which kernel it was"
             ) from e
 
+    def memory(self) -> int:
+        """Return the bytes of memory of the GPU."""
+        return int(self.cupy.cuda.runtime.memGetInfo()[1])
+
     def _allocate(self, make: Any, size: int) -> Any:
         try:
             return make()

@@ -42,6 +42,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait for all launches."""
 
+    def memory(self) -> int:
+        """Return the bytes of memory of the device."""
+
 
 class Launcher:
     """Launches kernels of one ring degree on a device.

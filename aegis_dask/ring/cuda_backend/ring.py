@@ -32,6 +32,10 @@ from aegis_dask.ring.cuda_backend.sources import (
 )
 from aegis_dask.ring.tables import shoup_pair
 
+SMALLEST_PART, PARTS = 1 << 26, 64
+"""Operations work on a 64th of the device's memory at a time: their temporaries take several times
+that, and smaller launches do not fill the device."""
+WEIGHT_PARTS = 16
 Structure = tuple[int, ...]
 """A structure of the sources that is passed by value: its fields, addresses among them."""
 
@@ -129,6 +133,8 @@ class CudaRing:
                 f"2^{MIN_LOG_N} to 2^{MAX_LOG_N}"
             )
         self.chain, self.degree, self.device = chain, n, device
+        self.part_bytes = max(SMALLEST_PART, device.memory() // PARTS)
+        self.weight_bytes = device.memory() // WEIGHT_PARTS
         self._launcher = Launcher(device, log_n)
         self._launch, self._integers = self._launcher.launch, self._launcher.integers
         self.launches = self._launcher.launches
@@ -167,7 +173,7 @@ class CudaRing:
         out[...] = 0
         return out
 
-    def from_host(self, x: NDArray[np.uint32]) -> Array:
+    def from_host(self, x: NDArray[Any]) -> Array:
         """Copy a host array to the device."""
         out: Array = self.device.upload(x)
         return out
@@ -307,22 +313,28 @@ class CudaRing:
     ) -> Array:
         """See `Ring.multiply_runs`."""
         constants = self._limbs(x, limbs)
-        operands.check_runs(w, len(limbs), self.degree)
-        q = self._host_table[np.asarray(limbs, np.int64), 0].astype(np.uint64)[:, None]
+        w = operands.rows_of_runs(w, x)
+        q = self._host_table[np.asarray(limbs, np.int64), 0].astype(np.uint64)[:, None, None]
         ws = ((w.astype(np.uint64) << np.uint64(32)) // q).astype(np.uint32)
         factors = self._launcher.content(_factors((w, ws)))
         out = self.empty(x.shape) if accumulate is None else accumulate
         x, adds = self.device.contiguous(x), int(accumulate is not None)
-        arguments = (self._flat_out(out), x, factors, w.shape[1], adds, *constants)
+        arguments = (self._flat_out(out), x, factors, *self._runs(w, x), adds, *constants)
         self._launch("multiply_runs", self._points(x), *arguments)
         return out
+
+    @staticmethod
+    def _runs(w: NDArray[np.uint32], x: Array) -> tuple[int, int, int]:
+        """Return runs, rows, and the polynomials of x that share one."""
+        _, rows, runs = w.shape
+        return runs, rows, max(1, prod(x.shape[:-2]) // rows)
 
     def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
         """See `Ring.add_runs`."""
         constants, out = self._limbs(x, limbs), self.empty(x.shape)
-        operands.check_runs(w, len(limbs), self.degree)
+        w = operands.rows_of_runs(w, x)
         x, values = self.device.contiguous(x), self._launcher.content(w)
-        self._launch("add_runs", self._points(x), out, x, values, w.shape[1], *constants)
+        self._launch("add_runs", self._points(x), out, x, values, *self._runs(w, x), *constants)
         return out
 
     def tensor(self, x: Array, y: Array, limbs: Limbs) -> Array:
@@ -670,7 +682,9 @@ class CudaRing:
         out = self.empty((len(limbs), *coefficients.shape))
         primes = self._integers(limbs)
         count, columns = coefficients.size, prod(coefficients.shape[1:])
-        signed = self.device.upload(np.ascontiguousarray(coefficients))
+        signed: Any = coefficients
+        if isinstance(coefficients, np.ndarray):
+            signed = self.device.upload(np.ascontiguousarray(coefficients))
         grid = (-(-count // THREADS), len(limbs))
         last = int(runs == 1)
         self._launch("encode_residues", grid, out, signed, count, last, primes, self._table)

@@ -102,17 +102,19 @@ def multiply(
 def scale_runs(
     out: Any, x: Any, w: Any, ws: Any, polys: int, q: Any, accumulate: bool, n: int
 ) -> None:
-    """Multiply by ``w[limb, run]``, constant over runs of n / runs points; or add that to `out`.
+    """Multiply by ``w[limb, row, run]``, constant over n / runs points; or add that to `out`.
 
-    One run is a scalar, two are a complex scalar, 2B a plaintext of period B slots.
+    One run is a scalar, two are a complex scalar, 2B a plaintext of period B slots. Rows share the
+    polynomials evenly.
     """
-    limbs, runs = w.shape
+    limbs, rows, runs = w.shape
+    share = polys // rows
     length = n // runs
     for i in prange(polys * limbs):
         l, b = i // polys, i % polys
         p = vsplat(q[l])
         for r in range(runs):
-            v, vs = vsplat(w[l, r]), vsplat(ws[l, r])
+            v, vs = vsplat(w[l, b // share, r]), vsplat(ws[l, b // share, r])
             o = (b * limbs + l) * n + r * length
             if accumulate:
                 for c in range(o, o + length, 16):
@@ -126,14 +128,15 @@ def scale_runs(
 
 @kernel(parallel=True)
 def add_runs(out: Any, x: Any, w: Any, polys: int, q: Any, n: int) -> None:
-    """``out = x + w[limb, run]``, w constant over runs of n / runs points."""
-    limbs, runs = w.shape
+    """``out = x + w[limb, row, run]``, w as in `scale_runs`."""
+    limbs, rows, runs = w.shape
+    share = polys // rows
     length = n // runs
     for i in prange(polys * limbs):
         l, b = i // polys, i % polys
         p = vsplat(q[l])
         for r in range(runs):
-            v = vsplat(w[l, r])
+            v = vsplat(w[l, b // share, r])
             o = (b * limbs + l) * n + r * length
             for c in range(o, o + length, 16):
                 vstore(out, c, add_mod(vload(x, c), v, p))

@@ -149,6 +149,9 @@ def _leading(x: Array, axes: int) -> tuple[Array, tuple[int, ...]]:
 class NumbaRing:
     """CKKS kernels on the CPU for the primes of one chain (see `backend.Ring`)."""
 
+    part_bytes = 1 << 26  # temporaries then stay within the memory that is kept for reuse
+    weight_bytes = 0  # to prepare them takes a few percent of the time of their products
+
     def __init__(self, chain: ModulusChain) -> None:
         n = chain.ring_degree
         if n.bit_length() - 1 not in _PASSES:
@@ -196,7 +199,7 @@ class NumbaRing:
         out.fill(0)
         return out
 
-    def from_host(self, x: NDArray[np.uint32]) -> Array:
+    def from_host(self, x: NDArray[Any]) -> Array:
         """Return x."""
         return x
 
@@ -309,8 +312,8 @@ class NumbaRing:
         """See `Ring.multiply_runs`."""
         index = self._limbs(x, limbs)
         q = self._q[index]
-        operands.check_runs(w, len(index), self.degree)
-        ws = ((w.astype(np.uint64) << np.uint64(32)) // q.astype(np.uint64)[:, None]).astype(
+        w = operands.rows_of_runs(w, x)
+        ws = ((w.astype(np.uint64) << np.uint64(32)) // q.astype(np.uint64)[:, None, None]).astype(
             np.uint32
         )
         out = self.empty(x.shape) if accumulate is None else accumulate
@@ -319,7 +322,7 @@ class NumbaRing:
             elementwise.scale_runs,
             _flat_out(out),
             _flat(x),
-            np.ascontiguousarray(w),
+            w,
             ws,
             polys,
             q,
@@ -331,10 +334,9 @@ class NumbaRing:
     def add_runs(self, x: Array, w: NDArray[np.uint32], limbs: Limbs) -> Array:
         """See `Ring.add_runs`."""
         index, out = self._limbs(x, limbs), self.empty(x.shape)
-        operands.check_runs(w, len(index), self.degree)
+        w = operands.rows_of_runs(w, x)
         polys = prod(x.shape[:-2])
         q = self._q[index]
-        w = np.ascontiguousarray(w)
         _call(elementwise.add_runs, _flat(out), _flat(x), w, polys, q, self.degree)
         return out
 

@@ -69,13 +69,14 @@ KERNEL(multiply, THREADS)
     STORE_OR_ADD
 }
 
-// Constants `[limb, run]`, each for N / runs points: the one of this thread's points.
-#define RUN (limb * runs + (point * runs >> LOG_N))
+// Constants `[limb, row, run]`, each for N / runs points of `share` polynomials: the one of this
+// thread's points.
+#define RUN (((size_t)limb * rows + poly / share) * runs + (point * runs >> LOG_N))
 
 // x w, w constant over runs.
 KERNEL(multiply_runs, THREADS)
-(u32* out, const u32* x, const Factor* w, int runs, int accumulate, const int* primes,
- const Prime* table) {
+(u32* out, const u32* x, const Factor* w, int runs, int rows, int share, int accumulate,
+ const int* primes, const Prime* table) {
     POINTS(VECTOR);
     const Quad a = load(x + at);
     const Factor f = w[RUN];
@@ -85,7 +86,7 @@ KERNEL(multiply_runs, THREADS)
 }
 
 KERNEL(add_runs, THREADS)
-(u32* out, const u32* x, const u32* w, int runs, const int* primes,
+(u32* out, const u32* x, const u32* w, int runs, int rows, int share, const int* primes,
  const Prime* table) {
     POINTS(VECTOR);
     const Quad a = load(x + at);

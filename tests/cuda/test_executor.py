@@ -1,0 +1,35 @@
+"""Runs on workers whose backend is the emulated GPU: the residues of the CPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from aegis_dask.program.encrypted import CipherArray
+from aegis_dask.runtime.executor import Executor
+from tests.cuda.moving import assert_same, emulation, moved
+from tests.emulation.device import DeviceArray, needs_compiler
+from tests.runtime.programs import model, someone
+
+pytestmark = needs_compiler
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_on_gpu_workers(workers: int) -> None:
+    client = someone()
+    expected = client.expected()
+    program, store = model()
+    with emulation(), Executor.local(workers=workers, processes=False) as executor:
+        executor.prepare(client.params, moved(client.keys), store)
+        assert executor.workers
+        result = executor.run(
+            program,
+            {"x": moved(client.x)},
+            stage_work=[1.0] * len(program.stages),
+            target_seconds=0.3,
+        )
+        for name, value in expected.items():
+            found = result.outputs[name]
+            assert isinstance(value, CipherArray)
+            assert isinstance(found.batch.data, DeviceArray)
+            assert found.shape == value.shape
+            assert_same(found, value.batch.data, name)
