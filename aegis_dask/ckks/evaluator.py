@@ -19,7 +19,7 @@ from aegis_dask.ckks.objects import Ciphertext, Plaintext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import LevelError, ScaleError
-from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.backend import HoistedKey, contiguous
 
 if TYPE_CHECKING:
     from aegis_dask.ckks.linear import LinearTransform
@@ -480,12 +480,11 @@ class Evaluator:
             data = ring.switch_key(c1, plan, key.b, key.a, down, c0[:, None], g, rows[0])
             return [x.with_data(data)]
         digits = ring.raise_digits(c1, plan)
-        out = []
-        for i, (g, key) in enumerate(zip(elements, keys, strict=True)):
-            inner = ring.inner_product(c1, digits, plan, key.b, key.a, i == 0, rows[i])
-            data = ring.mod_down(inner, down, addend=c0[:, None], galois_element=g)
-            out.append(x.with_data(data))
-        return out
+        hoisted = [
+            HoistedKey(key.b, key.a, g, r) for key, g, r in zip(keys, elements, rows, strict=True)
+        ]
+        found = ring.switch_hoisted(c1, digits, plan, hoisted, down, c0[:, None])
+        return [x.with_data(data) for data in found]
 
     def inner_sum(self, x: Ciphertext, count: int, stride: int = 1) -> Ciphertext:
         """Return the sum of the rotations by ``0, stride, .., (count - 1) stride``.

@@ -7,7 +7,7 @@ each giant step divides by P once (Bossuat et al., ePrint 2020/1203, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from aegis_dask.ckks.galois import rotation_element
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters, check_same
 from aegis_dask.errors import EncodingError, LevelError, ScaleError
-from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.backend import HoistedKey, contiguous
 from aegis_dask.ring.operands import MIN_RUN
 
 if TYPE_CHECKING:
@@ -217,20 +217,26 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
     scaled0 = ring.multiply_runs(c0, p_mod, limbs[:window])
     digits = ring.raise_digits(c1, plan)
 
-    def baby(b: int, first: bool) -> Any:
-        """P rot_b(x) over QP, before its automorphism: ``[batch, 2, limb, N]``."""
-        if b == 0:
-            out = ring.zeros((x.batch, 2, len(limbs), n))
-            out[:, 0, :window] = scaled0
-            out[:, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
-            return out
-        key = keys[b]
-        out = ring.inner_product(c1, digits, plan, key.b, key.a, first, rows[b])
-        for i in range(x.batch):
-            ring.add(out[i, 0, :window], scaled0[i], limbs[:window], out=out[i, 0, :window])
-        return out
+    first = True
 
-    sums = _plaintext_products(ev, t, baby, x.batch, limbs)
+    def babies(wanted: Sequence[int], turn: bool, out: Any) -> None:
+        """Write P times x, or its rotations if `turn`, over QP: ``[baby, batch, 2, limb, N]``."""
+        nonlocal first
+        hoisted, start = [], 0
+        for b in wanted:
+            if b == 0:  # always the first
+                out[0, :, :, window:] = 0
+                out[0, :, 0, :window] = scaled0
+                out[0, :, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
+                start = 1
+                continue
+            element = rotation_element(b, n) if turn else 1
+            hoisted.append(HoistedKey(keys[b].b, keys[b].a, element, rows[b]))
+        if hoisted:
+            ring.turned_products(c1, digits, plan, hoisted, first, scaled0, out[start:])
+            first = False
+
+    sums = _plaintext_products(ev, t, babies, x.batch, limbs)
     total: Any = None
     for g, acc in zip(t.giants, sums, strict=True):
         term = acc if g == 0 else _giant_step(ev, acc, t.level, g, keys[g])
@@ -241,43 +247,38 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
 
 
 def _plaintext_products(
-    ev: Evaluator, t: LinearTransform, baby: Any, batch: int, limbs: list[int]
+    ev: Evaluator, t: LinearTransform, babies: Any, batch: int, limbs: list[int]
 ) -> list[Any]:
     """Return ``sum_b weight_{g,b} rot_b(x)`` over QP for every giant step g."""
     ring, n = ev.params.ring, ev.params.ring_degree
     shape = (batch, 2, len(limbs), n)
-    first = True
     if not isinstance(t.weights, dict):
         rotated = ring.empty((len(t.babies), *shape))
-        for j, b in enumerate(t.babies):
-            term = baby(b, first)
-            first = first and b == 0
-            rotated[j] = ring.automorphism(term, rotation_element(b, n)) if b else term
+        babies(t.babies, True, rotated)
         products = ring.gemm(rotated, t.weights, limbs)
         return [products[i] for i in range(len(t.giants))]
     sums = [ring.zeros(shape) for _ in t.giants]
+    term = ring.empty((1, *shape))
     for b in t.babies:
-        term = baby(b, first)
-        first = first and b == 0
+        babies([b], False, term)
         for acc, g in zip(sums, t.giants, strict=True):
             if (g, b) in t.weights:
                 weight, element = t.weights[g, b], rotation_element(b, n)
-                ring.automorphism_multiply_add(acc, term, weight, limbs, element)
+                ring.automorphism_multiply_add(acc, term[0], weight, limbs, element)
     return sums
 
 
 def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
     """Return rot_g of ``[batch, 2, limb, N]`` over QP, over QP."""
     params, ring = ev.params, ev.params.ring
-    limbs, plan = params.extended_limbs(level), ev.levels.digit_raise(level)
+    plan = ev.levels.digit_raise(level)
     c1 = ring.mod_down(contiguous(ring, acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
     c1 = contiguous(ring, c1)
     digits = ring.raise_digits(c1, plan)
     rows = ev.levels.key_rows(key.level, level)
-    out = ring.inner_product(c1, digits, plan, key.b, key.a, True, rows)
-    for i in range(out.shape[0]):
-        ring.add(out[i, 0], acc[i, 0], limbs, out=out[i, 0])
-    return ring.automorphism(out, rotation_element(g, params.ring_degree))
+    addend, element = contiguous(ring, acc[:, 0]), rotation_element(g, params.ring_degree)
+    hoisted = [HoistedKey(key.b, key.a, element, rows)]
+    return ring.turned_products(c1, digits, plan, hoisted, True, addend)[0]
 
 
 def special_factors(params: Parameters, level: int) -> NDArray[np.uint32]:

@@ -9,7 +9,7 @@ returns the same residues, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,25 @@ Array = NDArray[np.uint32]
 """A device array. The CPU backend's are NumPy arrays; a GPU backend's have the same interface."""
 
 Limbs = Sequence[int] | NDArray[np.int64]
+
+
+class HoistedKey(NamedTuple):
+    """A key with which one of several automorphisms is switched.
+
+    Attributes
+    ----------
+    b, a
+        Its halves ``[digit, prime, N]``.
+    galois_element
+        The automorphism.
+    rows
+        ``[digit, limb]``: see `Ring.inner_product`.
+    """
+
+    b: Array
+    a: Array
+    galois_element: int
+    rows: NDArray[np.int64] | None = None
 
 
 class Ring(Protocol):
@@ -89,8 +108,8 @@ class Ring(Protocol):
         being copied.
         """
 
-    def automorphism(self, x: Array, galois_element: int) -> Array:
-        """Apply X -> X^g."""
+    def automorphism(self, x: Array, galois_element: int, out: Array | None = None) -> Array:
+        """Apply X -> X^g, into `out` if it is given."""
 
     def from_signed(self, x: NDArray[np.int64], limbs: Limbs) -> Array:
         """Return residues ``[..., limb, N]`` of signed integers ``[..., N]`` (coefficients)."""
@@ -128,6 +147,23 @@ class Ring(Protocol):
         over both leading axes of the key.
         """
 
+    def turned_products(
+        self,
+        x: Array,
+        digits: Array,
+        constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        transform: bool,
+        addend: Array,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``[key, b, 2, limb, N]``: `inner_product` with several keys, and what follows it.
+
+        The addend ``[b, k, N]`` is added to the first component, on the first k limbs; then comes
+        the automorphism of the key. The same residues as one by one, with less traffic. They are
+        written to `out`, if given.
+        """
+
     def mod_down(
         self,
         x: Array,
@@ -157,6 +193,20 @@ class Ring(Protocol):
         The same residues with less traffic: sums need not leave the cache of a device.
         """
 
+    def switch_hoisted(
+        self,
+        x: Array,
+        digits: Array,
+        raise_constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        down: ModDown,
+        addend: Array,
+    ) -> list[Array]:
+        """Return `switch_key` with several keys of digits that have been raised once.
+
+        The digits come from `raise_digits` and are transformed in place.
+        """
+
     def automorphism_multiply_add(
         self, acc: Array, x: Array, y: Array, limbs: Limbs, galois_element: int
     ) -> None:
@@ -178,6 +228,23 @@ class Ring(Protocol):
         They are the values of polynomials in ``X^(N/run)`` with integer coefficients
         ``[run, ...]``, a power of two of them, at most N/16.
         """
+
+
+def switch_one_by_one(
+    ring: Ring,
+    x: Array,
+    digits: Array,
+    constants: DigitRaise,
+    keys: Sequence[HoistedKey],
+    down: ModDown,
+    addend: Array,
+) -> list[Array]:
+    """Do what `Ring.switch_hoisted` does by its parts."""
+    out = []
+    for i, key in enumerate(keys):
+        inner = ring.inner_product(x, digits, constants, key.b, key.a, i == 0, key.rows)
+        out.append(ring.mod_down(inner, down, addend, key.galois_element))
+    return out
 
 
 def concatenate(ring: Ring, arrays: Sequence[Array]) -> Array:

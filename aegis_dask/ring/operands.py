@@ -93,6 +93,18 @@ def check_addend(x: Array, addend: Array | None) -> None:
         raise BackendError(f"an addend of shape {addend.shape} does not fit {x.shape}")
 
 
+def check_turned(digits: Array, keys: int, addend: Array, out: Array | None) -> None:
+    """Raise unless the addend of `Ring.turned_products`, and what it is written to, fit."""
+    batch, _, limbs, degree = digits.shape
+    if addend.ndim != 3 or addend.shape[::2] != (batch, degree) or addend.shape[1] > limbs:
+        raise BackendError(
+            f"an addend of shape {addend.shape} does not fit {batch} polynomials of {limbs} limbs"
+        )
+    shape = (keys, batch, 2, limbs, degree)
+    if out is not None and out.shape != shape:
+        raise BackendError(f"an array of shape {out.shape} was given for {shape}")
+
+
 def product_shape(
     x: Array, weights: Array, limbs: int, accumulate: Array | None
 ) -> tuple[int, ...]:

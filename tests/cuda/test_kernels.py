@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.errors import BackendError
-from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.backend import HoistedKey, Ring
 from aegis_dask.ring.chain import Window
 from aegis_dask.ring.conversion import base_conversion, digit_raise, mod_down
 from aegis_dask.ring.cuda_backend import sources
@@ -239,9 +239,54 @@ def test_divisions_between_windows(
         agree(rings, "mod_down", x, c, addend=addend, galois_element=5)
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_several_keys(rings: Rings, rng: np.random.Generator, count: int) -> None:
+    """More of them than a launch takes, with different automorphisms."""
+    cpu, gpu = rings
+    window = WINDOWS[1]
+    raising = digit_raise(cpu.chain, window, BOUNDS)
+    down = mod_down(cpu.chain, window, window, has_special=True)
+    elements = [2 * N - 1, 1, 5, 3, 25, 7][:count]
+    keys = [HoistedKey(*some_key(rng, cpu, len(BOUNDS)), g) for g in elements]
+    sent = [k._replace(b=gpu.from_host(k.b), a=gpu.from_host(k.a)) for k in keys]
+    for x in inputs(rng, primes_of(cpu, window.limbs()), 2):
+        for limbs in (list(window.limbs()), raising.limbs):
+            added = reference.random_residues(rng, primes_of(cpu, limbs), 2, degree=N)
+            expected = cpu.turned_products(
+                x, cpu.raise_digits(x, raising), raising, keys, True, added
+            )
+            digits, out = gpu.raise_digits(gpu.from_host(x), raising), gpu.empty(expected.shape)
+            for transform in (True, False):
+                gpu.turned_products(
+                    gpu.from_host(x), digits, raising, sent, transform, gpu.from_host(added), out
+                )
+                assert np.array_equal(gpu.to_host(out), expected)
+        added = reference.random_residues(rng, primes_of(cpu, window.limbs()), 2, 1, degree=N)
+        expected = cpu.switch_hoisted(x, cpu.raise_digits(x, raising), raising, keys, down, added)
+        found = gpu.switch_hoisted(
+            gpu.from_host(x),
+            gpu.raise_digits(gpu.from_host(x), raising),
+            raising,
+            sent,
+            down,
+            gpu.from_host(added),
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            assert np.array_equal(gpu.to_host(ours), theirs)
+
+
 @pytest.mark.parametrize(
     ("runs", "outs", "inner", "shape"),
-    [(1, 1, 1, ()), (4, 65, 33, (2,)), (N // 16, 3, 16, (1, 2)), (2, 4, 100, (3,)), (2, 5, 24, ())],
+    [
+        (1, 1, 1, ()),
+        (4, 65, 33, (2,)),
+        (N // 16, 3, 16, (1, 2)),
+        (N // 16, 18, 40, (1, 2)),
+        (2, 4, 100, (3,)),
+        (2, 5, 24, ()),
+        (4, 16, 9, ()),
+        (1, 17, 17, ()),
+    ],
 )
 def test_matrix_products(
     rings: Rings,
@@ -257,7 +302,9 @@ def test_matrix_products(
     for x in inputs(rng, primes, inner, *shape):
         w = rng.integers(0, q, (len(limbs), runs, outs, inner)).astype(np.uint32)
         w[:, :, 0] = q[..., 0] - 1
+        before = rings[1].launches["gemm_thin"]
         sums = agree(rings, "gemm", x, w, limbs)
+        assert rings[1].launches["gemm_thin"] == before + (outs <= 16)
         agree(rings, "gemm", x, w, limbs, accumulate=sums.copy())
 
 

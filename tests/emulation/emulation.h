@@ -128,6 +128,15 @@ static void launch(Thread (*kernel)(A...), void** arguments, const unsigned* gri
 #define UNROLL
 #define __align__(bytes) alignas(bytes)
 
+// May stand for any words, as CUDA's vector types may.
+struct __attribute__((may_alias, aligned(16))) uint4 {
+    unsigned x, y, z, w;
+};
+struct __attribute__((may_alias, aligned(8))) uint2 {
+    unsigned x, y;
+};
+template <class T> static inline void __stwb(T* to, T value) { *to = value; }
+
 static inline unsigned __umulhi(unsigned x, unsigned y) { return (uint64_t)x * y >> 32; }
 static inline unsigned __brev(unsigned x) {
     x = (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;

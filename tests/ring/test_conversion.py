@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aegis_dask.errors import BackendError
-from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.backend import HoistedKey, Ring
 from aegis_dask.ring.chain import ModulusChain, Window, build_chain
 from aegis_dask.ring.conversion import (
     MAX_SOURCES,
@@ -410,6 +410,58 @@ def test_switch_key_is_its_three_parts_bit_by_bit(
         assert np.array_equal(got, expected)
         for kept, now in zip(before, (x, addend, b, a), strict=True):
             assert kept is None or np.array_equal(kept, now)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_several_keys_are_each_by_itself(rng: np.random.Generator, count: int) -> None:
+    """`turned_products` and `switch_hoisted` beside the steps that they stand for."""
+    chain, window, constants = raised("rational 40", 6, 4)
+    ring, own = get_ring(chain), primes_of(chain, list(window.limbs()))
+    limbs = [int(i) for i in constants.limbs]
+    down = mod_down(chain, window, window, True)
+    key_digits = constants.first_digit + len(constants.conversions)
+    for make in MAKERS:
+        x = make(rng, own, 2, degree=N)
+        elements = [1, 5, 2047][-count:]
+        keys = [
+            HoistedKey(*(random_key(rng, chain, key_digits, make) for _ in "ba"), g)
+            for g in elements
+        ]
+        for held in (len(window.limbs()), len(limbs)):
+            addend = make(rng, primes_of(chain, limbs[:held]), 2, degree=N)
+            digits = ring.raise_digits(x, constants)
+            out = ring.empty((count, 2, 2, len(limbs), N))
+            got = ring.turned_products(x, digits, constants, keys, True, addend, out)
+            assert got is out
+            again = ring.turned_products(x, digits, constants, keys, False, addend)
+            assert np.array_equal(again, got)
+            for key, found in zip(keys, got, strict=True):
+                expected = ring.inner_product(x, digits, constants, key.b, key.a, False)
+                first = ring.add(expected[:, 0, :held], addend, limbs[:held])
+                expected[:, 0, :held] = first
+                assert np.array_equal(found, ring.automorphism(expected, key.galois_element))
+        addend = make(rng, own, 2, 1, degree=N)
+        digits = ring.raise_digits(x, constants)
+        for key, found in zip(
+            keys, ring.switch_hoisted(x, digits, constants, keys, down, addend), strict=True
+        ):
+            g = key.galois_element
+            expected = ring.switch_key(x, constants, key.b, key.a, down, addend, g)
+            assert np.array_equal(found, expected)
+
+
+def test_what_does_not_fit_several_keys_is_refused() -> None:
+    chain, window, constants = raised("rational 40", 2, 3)
+    ring, limbs = get_ring(chain), len(constants.limbs)
+    x = ring.zeros((1, len(window.limbs()), N))
+    keys = [HoistedKey(*(ring.zeros((8, len(chain.all_primes), N)) for _ in "ba"), 5)]
+    digits = ring.raise_digits(x, constants)
+    for shape in ((2, 1, N), (1, limbs + 1, N), (1, 1, 1, N)):
+        with pytest.raises(BackendError, match="an addend of shape"):
+            ring.turned_products(x, digits, constants, keys, True, ring.zeros(shape))
+    for out in ((2, 1, 2, limbs, N), (1, 1, 2, limbs - 1, N)):
+        with pytest.raises(BackendError, match="was given for"):
+            ring.turned_products(x, digits, constants, keys, True, x, ring.empty(out))
 
 
 def test_a_division_by_nothing_is_refused() -> None:

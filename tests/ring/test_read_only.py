@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aegis_dask.errors import BackendError
-from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.backend import HoistedKey, Ring
 from aegis_dask.ring.chain import Window
 from aegis_dask.ring.conversion import digit_raise, mod_down
 from tests import reference
@@ -79,6 +79,10 @@ def results(ring: Ring, wrap: Wrap, values: dict[str, Any]) -> list[Any]:
         inner,
         ring.mod_down(inner, down, addend=own[:, None], galois_element=5),
         ring.switch_key(own, plan, key, key, down, own[:, None], 5),
+        ring.turned_products(own, digits, plan, [HoistedKey(key, key, 5)], False, own),
+        *ring.switch_hoisted(
+            own, ring.raise_digits(own, plan), plan, [HoistedKey(key, key, 5)], down, own[:, None]
+        ),
         ring.gemm(x[:, None], v["weights"], LIMBS),
         ring.encode_weights(v["integers"], LIMBS),
     ]

@@ -8,6 +8,7 @@ the lift itself: one digit, for which a key of one digit is enough, and which al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys, SeededKey
 from aegis_dask.ckks.linear import special_factors
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
-from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.backend import HoistedKey, contiguous
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import (
     BaseConversion,
@@ -106,23 +107,23 @@ class Raised:
         """Number of ciphertexts."""
         return int(self.first.shape[0])
 
-    def switched(self, key: SeededKey) -> Any:
-        """Return P times the ciphertext over QP under the secret of `key`.
+    def switched(
+        self, keys: Sequence[SeededKey], galois_elements: Sequence[int], out: Any = None
+    ) -> Any:
+        """Return P times the ciphertext over QP under secrets of keys, and automorphisms.
 
-        That is the dense secret, or its preimage under a rotation that is still to be applied.
+        ``[key, batch, 2, limb, N]``, written to `out` if it is given. The secrets are the dense
+        one, or its preimage under a rotation: the automorphism.
         """
         lift, ring = _lift(self.params, self.level), self.params.ring
         limbs = self.params.extended_limbs(self.level)
-        window = self.first.shape[1]
-        rows = np.searchsorted(key.limbs, limbs)[None]
+        hoisted = [
+            HoistedKey(key.b, key.a, g, np.searchsorted(key.limbs, limbs)[None])
+            for key, g in zip(keys, galois_elements, strict=True)
+        ]
         # c0 stands in for the residues of digits that need no transform: there are none.
-        out = ring.inner_product(
-            self.first, self.second[:, None], lift.inner, key.b, key.a, False, rows
-        )
-        for i in range(self.batch):
-            part = out[i, 0, :window]
-            ring.add(part, self.first[i], limbs[:window], out=part)
-        return out
+        own, digits = self.first, self.second[:, None]
+        return ring.turned_products(own, digits, lift.inner, hoisted, False, self.first, out)
 
 
 def mod_raise(keys: BootstrappingKeys, x: Ciphertext, level: int) -> Raised:

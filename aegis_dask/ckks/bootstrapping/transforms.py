@@ -28,11 +28,11 @@ from aegis_dask.ckks.linear import encode_full, encode_runs, special_factors
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
-from aegis_dask.ring.backend import contiguous
+from aegis_dask.ring.backend import HoistedKey, contiguous
 from aegis_dask.ring.operands import MIN_RUN
 
-Baby = Callable[[int], Any]
-"""Index of a baby step -> P times the rotation over QP, before its automorphism."""
+Babies = Callable[[Sequence[int], Sequence[int], Any], None]
+"""Indices of baby steps, automorphisms, where to write P times the rotations over QP."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,23 +143,25 @@ def apply_factor(ev: Evaluator, x: Ciphertext, f: EncodedFactor) -> Ciphertext:
     digits = ring.raise_digits(c1, plan)
     first = True
 
-    def baby(i: int) -> Any:
+    def babies(wanted: Sequence[int], elements: Sequence[int], out: Any) -> None:
         nonlocal first
-        step = rotations[i]
-        if step == 0:
-            out = ring.zeros((x.batch, 2, len(limbs), n))
-            out[:, 0, :window] = scaled0
-            out[:, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
-            return out
-        key = keys[step]
-        rows = ev.levels.key_rows(key.level, f.level)
-        out = ring.inner_product(c1, digits, plan, key.b, key.a, first, rows)
-        first = False
-        for j in range(x.batch):
-            ring.add(out[j, 0, :window], scaled0[j], limbs[:window], out=out[j, 0, :window])
-        return out
+        hoisted, start = [], 0
+        for i, element in zip(wanted, elements, strict=True):
+            step = rotations[i]
+            if step == 0:  # always the first
+                out[0, :, :, window:] = 0
+                out[0, :, 0, :window] = scaled0
+                out[0, :, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
+                start = 1
+                continue
+            key = keys[step]
+            rows = ev.levels.key_rows(key.level, f.level)
+            hoisted.append(HoistedKey(key.b, key.a, element, rows))
+        if hoisted:
+            ring.turned_products(c1, digits, plan, hoisted, first, scaled0, out[start:])
+            first = False
 
-    return _finish(ev, f, baby, x.batch, x.scale)
+    return _finish(ev, f, babies, x.batch, x.scale)
 
 
 def apply_raised(
@@ -167,7 +169,11 @@ def apply_raised(
 ) -> Ciphertext:
     """Apply the first factor to a raised ciphertext whose message has `scale`."""
     switching = [keys.for_raised(step) for step in f.baby_rotations]
-    return _finish(ev, f, lambda i: x.switched(switching[i]), x.batch, scale)
+
+    def babies(wanted: Sequence[int], elements: Sequence[int], out: Any) -> None:
+        x.switched([switching[i] for i in wanted], elements, out)
+
+    return _finish(ev, f, babies, x.batch, scale)
 
 
 def sum_raised(
@@ -177,19 +183,20 @@ def sum_raised(
     params, ring = ev.params, ev.params.ring
     limbs, total = params.extended_limbs(x.level), None
     for step in steps:
-        term = x.switched(keys.for_raised(step))
-        if step:
-            term = ring.automorphism(term, rotation_element(step, params.ring_degree))
+        element = rotation_element(step, params.ring_degree)
+        term = x.switched([keys.for_raised(step)], [element])[0]
         total = term if total is None else ring.add(total, term, limbs, out=total)
     assert total is not None
     data = ring.mod_down(total, ev.levels.mod_down(x.level, x.level))
     return Ciphertext(params, data, x.level, scale)
 
 
-def _finish(ev: Evaluator, f: EncodedFactor, baby: Baby, batch: int, scale: Scale) -> Ciphertext:
+def _finish(
+    ev: Evaluator, f: EncodedFactor, babies: Babies, batch: int, scale: Scale
+) -> Ciphertext:
     params, ring = ev.params, ev.params.ring
     limbs = params.extended_limbs(f.level)
-    sums = _products(f, baby, batch, limbs)
+    sums = _products(f, babies, batch, limbs)
     total = sums[-1]
     for term in reversed(sums[:-1]):
         total = ring.add(_giant(ev, total, f), term, limbs)
@@ -198,38 +205,36 @@ def _finish(ev: Evaluator, f: EncodedFactor, baby: Baby, batch: int, scale: Scal
     return Ciphertext(params, data, f.level - 1, after)
 
 
-def _products(f: EncodedFactor, baby: Baby, batch: int, limbs: list[int]) -> list[Any]:
+def _products(f: EncodedFactor, babies: Babies, batch: int, limbs: list[int]) -> list[Any]:
     """Return the sums over baby steps for every giant step, over QP."""
     ring, n = f.params.ring, f.params.ring_degree
     shape = (batch, 2, len(limbs), n)
     elements = [rotation_element(k, n) for k in f.baby_rotations]
     if not isinstance(f.weights, dict):
         rotated = ring.empty((f.babies, *shape))
-        for i, element in enumerate(elements):
-            term = baby(i)
-            rotated[i] = term if element == 1 else ring.automorphism(term, element)
+        babies(range(f.babies), elements, rotated)
         products = ring.gemm(rotated, f.weights, limbs)
         return [products[g] for g in range(f.giants)]
     sums = [ring.zeros(shape) for _ in range(f.giants)]
+    term = ring.empty((1, *shape))
     for i, element in enumerate(elements):
-        term = baby(i)
+        babies([i], [1], term)
         for g, acc in enumerate(sums):
             if (g, i) in f.weights:
-                ring.automorphism_multiply_add(acc, term, f.weights[g, i], limbs, element)
+                ring.automorphism_multiply_add(acc, term[0], f.weights[g, i], limbs, element)
     return sums
 
 
 def _giant(ev: Evaluator, acc: Any, f: EncodedFactor) -> Any:
     """Rotate ``[batch, 2, limb, N]`` over QP by one giant step."""
     params, ring, level = ev.params, ev.params.ring, f.level
-    limbs, plan = params.extended_limbs(level), ev.levels.digit_raise(level)
+    plan = ev.levels.digit_raise(level)
     element = rotation_element(f.giant_rotation, params.ring_degree)
     key = ev.keys.for_element(element, level)
     down = ev.levels.mod_down(level, level)
     c1 = contiguous(ring, ring.mod_down(contiguous(ring, acc[:, 1:]), down)[:, 0])
     digits = ring.raise_digits(c1, plan)
     rows = ev.levels.key_rows(key.level, level)
-    out = ring.inner_product(c1, digits, plan, key.b, key.a, True, rows)
-    for i in range(out.shape[0]):
-        ring.add(out[i, 0], acc[i, 0], limbs, out=out[i, 0])
-    return ring.automorphism(out, element)
+    addend = contiguous(ring, acc[:, 0])
+    hoisted = [HoistedKey(key.b, key.a, element, rows)]
+    return ring.turned_products(c1, digits, plan, hoisted, True, addend)[0]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask.errors import ClusterError
-from aegis_dask.ring.backend import Limbs
+from aegis_dask.ring.backend import HoistedKey, Limbs, switch_one_by_one
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 
@@ -402,7 +402,7 @@ class Recorder:
         shape = (*rows, y.shape[0], 3, *x.shape[-2:])
         return self._elementwise("contract", shape, [x, y], limbs)
 
-    def automorphism(self, x: Traced, galois_element: int) -> Any:
+    def automorphism(self, x: Traced, galois_element: int, out: Any = None) -> Any:
         """See `Ring.automorphism`."""
         out = self.make(x.shape, None)
         self.unify(out, x)
@@ -511,4 +511,17 @@ class Recorder:
         """Refuse: bootstrapping is not divided by limbs."""
         raise ClusterError("a program that refreshes ciphertexts cannot be divided by limbs")
 
-    uniform = automorphism_multiply_add = convert
+    uniform = automorphism_multiply_add = turned_products = convert
+
+    def switch_hoisted(
+        self,
+        x: Any,
+        digits: Any,
+        raise_constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        down: ModDown,
+        addend: Any,
+    ) -> list[Any]:
+        """See `Ring.switch_hoisted`: written down as its parts."""
+        ring: Any = self
+        return switch_one_by_one(ring, x, digits, raise_constants, keys, down, addend)

@@ -19,8 +19,9 @@ _FORMATS = {
     "i64": "q",
     "Rows": "QQi",
     "Twiddles": "QQQ",
-    "Addend": "Qii",
-    "Key": "8I",
+    "Addend": "Qiii",
+    "Seed": "8I",
+    "Keys": "QQQI4x" * 4,
 }
 """Types of the sources that are passed by value, beside pointers."""
 _ALIGNMENT = 8

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from aegis_dask.errors import BackendError
 from aegis_dask.ring import operands
-from aegis_dask.ring.backend import Array, Limbs
+from aegis_dask.ring.backend import Array, HoistedKey, Limbs
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.cuda_backend import twiddles
@@ -21,11 +21,13 @@ from aegis_dask.ring.cuda_backend.sources import (
     CHACHA_THREADS,
     COLUMNS,
     CONVERT_COLUMNS,
+    KEYS,
     MAX_LOG_N,
     MIN_LOG_N,
     PAIR,
     TAIL,
     TAILS,
+    THIN,
     THREADS,
     TILE,
     VECTOR,
@@ -36,6 +38,9 @@ SMALLEST_PART, PARTS = 1 << 26, 64
 """Operations work on a 64th of the device's memory at a time: their temporaries take several times
 that, and smaller launches do not fill the device."""
 WEIGHT_PARTS = 16
+_NO_KEY = (0, 0, 0, 1)
+THIN_GROUPS = 2
+"""Groups of THIN outputs, up to which a matrix product takes the kernel for few outputs."""
 Structure = tuple[int, ...]
 """A structure of the sources that is passed by value: its fields, addresses among them."""
 
@@ -216,8 +221,8 @@ class CudaRing:
 
     def _addend(self, addend: Array | None) -> Structure:
         if addend is None:
-            return 0, 0, 0
-        return self.device.address(addend), *addend.shape[1:3]
+            return 0, 0, 0, 1
+        return self.device.address(addend), *addend.shape[1:3], addend.shape[0]
 
     def _row_grid(self, polys: int, rows: _Rows) -> tuple[int, ...]:
         return polys, TAIL // COLUMNS, rows.limbs
@@ -260,7 +265,7 @@ class CudaRing:
         source_rows: _Rows,
         rows: _Rows,
         factors: Any,
-        addend: Structure = (0, 0, 0),
+        addend: Structure = (0, 0, 0, 1),
         components: int = 1,
         addend_factors: Any = None,
     ) -> None:
@@ -377,9 +382,10 @@ class CudaRing:
             raise BackendError(f"Galois element {galois_element} is even; X -> X^g needs an odd g")
         return galois_element % (2 * self.degree)
 
-    def automorphism(self, x: Array, galois_element: int) -> Array:
+    def automorphism(self, x: Array, galois_element: int, out: Array | None = None) -> Array:
         """See `Ring.automorphism`."""
-        out, x = self.empty(x.shape), self.device.contiguous(x)
+        out = self.empty(x.shape) if out is None else self._flat_out(out)
+        x = self.device.contiguous(x)
         self._launch("automorphism", self._points(x, 1), out, x, self._galois(galois_element))
         return out
 
@@ -475,17 +481,65 @@ class CudaRing:
         key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """See `Ring.inner_product`."""
-        c, (batch, _, limbs, _) = constants, digits.shape
+        out = self.empty((digits.shape[0], 2, *digits.shape[2:]))
+        keys = [HoistedKey(key_b, key_a, 1, key_rows)]
+        self._products(x, digits, constants, keys, transform, None, out[None])
+        return out
+
+    def turned_products(
+        self,
+        x: Array,
+        digits: Array,
+        constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        transform: bool,
+        addend: Array,
+        out: Array | None = None,
+    ) -> Array:
+        """See `Ring.turned_products`."""
+        operands.check_turned(digits, len(keys), addend, out)
+        batch, _, limbs, _ = digits.shape
+        out = self.empty((len(keys), batch, 2, limbs, self.degree)) if out is None else out
+        addend = self.device.contiguous(addend)
+        self._products(x, digits, constants, keys, transform, addend, self._flat_out(out))
+        return out
+
+    def _products(
+        self,
+        x: Array,
+        digits: Array,
+        c: DigitRaise,
+        keys: Sequence[HoistedKey],
+        transform: bool,
+        addend: Array | None,
+        out: Array,
+    ) -> None:
+        """Multiply with keys, as many at a time as a launch takes."""
+        batch, count, limbs, _ = digits.shape
         held = self._launcher.kept(c, "raise", lambda: self._raising(c))
+        prepared = [self._prepared_key(x, c, key) for key in keys]  # checked before any launch
         if transform:
             operands.check_contiguous(digits)
             self._ntt(digits, digits, batch, held.digits)
-        out = self.empty((batch, 2, limbs, self.degree))
+        x, digits = self.device.contiguous(x), self.device.contiguous(digits)
+        added = (addend, 0 if addend is None else addend.shape[1])
         grid = (batch, self.degree // (THREADS * VECTOR), limbs)
-        index = self._key_index(x, c, key_b, key_a, key_rows)
-        arguments = self._inner_arguments(x, digits, held, key_b, key_a, index)
-        self._launch("inner_product", grid, out, *arguments, self._table)
-        return out
+        sizes = (held.digit_of, count, limbs, held.primes)
+        for first in range(0, len(keys), KEYS):
+            some = prepared[first : first + KEYS]
+            fields = sum((structure for _, structure in some), ()) + _NO_KEY * (KEYS - len(some))
+            self._launch(
+                "inner_products", grid, out[first : first + len(some)], digits, x, x.shape[1],
+                fields, len(some), *sizes, *added, self._table,
+            )  # fmt: skip
+
+    def _prepared_key(self, x: Array, c: DigitRaise, key: HoistedKey) -> tuple[Any, Structure]:
+        """Return a key as `Key` of the sources, and the arrays that it points to."""
+        index = self._key_index(x, c, key.b, key.a, key.rows)
+        b, a = self.device.contiguous(key.b), self.device.contiguous(key.a)
+        address = self.device.address
+        inverse = pow(self._galois(key.galois_element), -1, 2 * self.degree)
+        return (b, a), (address(b), address(a), address(index), inverse)
 
     def _key_index(
         self,
@@ -548,7 +602,13 @@ class CudaRing:
     ) -> Array:
         """See `Ring.mod_down`."""
         operands.check_addend(x, addend)
-        c, (batch, components, limbs, _) = constants, x.shape
+        return self._mod_down(x, constants, addend, [galois_element])
+
+    def _mod_down(
+        self, x: Array, c: ModDown, addend: Array | None, elements: Sequence[int]
+    ) -> Array:
+        """Divide as many equal parts of a batch as there are elements, with the same addend."""
+        batch, components, limbs, _ = x.shape
         held = self._launcher.kept(c, ("divide", limbs), lambda: self._dividing(c, limbs))
         polys = batch * components
         x = self.device.contiguous(x)
@@ -565,7 +625,7 @@ class CudaRing:
         grid = self._row_grid(polys, held.targets)
         self._launch("ntt_rows", grid, remainder, remainder, *common)
         out = self.empty((batch, components, held.targets.limbs, self.degree))
-        inverse = pow(self._galois(galois_element), -1, 2 * self.degree)
+        inverses = tuple(pow(self._galois(g), -1, 2 * self.degree) for g in elements)
         self._launch(
             "ntt_tails_divide",
             self._tail_grid(polys, held.targets),
@@ -578,10 +638,32 @@ class CudaRing:
             held.target_factors,
             added,
             held.addend_factors,
-            inverse,
+            self._integers(inverses),
+            polys // len(elements),
             *common,
         )
         return out
+
+    def switch_hoisted(
+        self,
+        x: Array,
+        digits: Array,
+        raise_constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        down: ModDown,
+        addend: Array,
+    ) -> list[Array]:
+        """See `Ring.switch_hoisted`."""
+        operands.check_addend(x[:, None], addend)
+        batch, _, limbs, _ = digits.shape
+        sums = self.empty((len(keys), batch, 2, limbs, self.degree))
+        # Automorphisms come after the division.
+        plain = [key._replace(galois_element=1) for key in keys]
+        self._products(x, digits, raise_constants, plain, True, None, sums)
+        flat = sums.reshape(-1, *sums.shape[2:])
+        found = self._mod_down(flat, down, addend, [key.galois_element for key in keys])
+        parts = found.reshape(len(keys), batch, *found.shape[1:])
+        return [parts[i] for i in range(len(keys))]
 
     def switch_key(
         self,
@@ -656,10 +738,15 @@ class CudaRing:
         left, (step,) = self._leading(x, 1)
         right, steps = self._leading(weights, 4)
         polys = prod(x.shape[1:-2])
-        columns = self.degree // runs * polys
+        if outs <= THIN * THIN_GROUPS:
+            kernel = "gemm_thin"
+            grid = (polys * (self.degree // (2 * THREADS)), -(-outs // THIN), len(limbs))
+        else:
+            kernel, columns = "gemm", self.degree // runs * polys
+            grid = (-(-columns // TILE), -(-outs // TILE), len(limbs) * runs)
         self._launch(
-            "gemm",
-            (-(-columns // TILE), -(-outs // TILE), len(limbs) * runs),
+            kernel,
+            grid,
             self._flat_out(out),
             left,
             step,

@@ -15,7 +15,7 @@ THREADS, VECTOR, CHACHA_THREADS = 256, 4, 128
 TAIL, TAILS, COLUMNS = 256, 8, 16
 CONVERT_WIDTH, CONVERT_SHARES = 64, 4
 CONVERT_COLUMNS = 2 * CONVERT_WIDTH
-TILE, PAIR = 64, 2
+TILE, PAIR, THIN, KEYS = 64, 2, 8, 4
 
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^(?:KERNEL|PHASED)\((\w+), (\w+)\)\s*\(([^)]*)\)", re.MULTILINE)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from aegis_dask.errors import BackendError
 from aegis_dask.ring import operands
 from aegis_dask.ring.automorphisms import automorphism_tables
-from aegis_dask.ring.backend import Array, Limbs
+from aegis_dask.ring.backend import Array, HoistedKey, Limbs, switch_one_by_one
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.memory import BufferPool
@@ -412,12 +412,24 @@ class NumbaRing:
 
     # -- automorphisms ----------------------------------------------------------------------
 
-    def automorphism(self, x: Array, galois_element: int) -> Array:
+    def automorphism(self, x: Array, galois_element: int, out: Array | None = None) -> Array:
         """See `Ring.automorphism`."""
-        out = self.empty(x.shape)
+        out = self.empty(x.shape) if out is None else _flat_out(out).reshape(x.shape)
         tables = automorphism_tables(self.degree, galois_element)[:2]
         _call(automorphism.permute, _flat(out), _flat(x), prod(x.shape[:-1]), *tables, self.degree)
         return out
+
+    def switch_hoisted(
+        self,
+        x: Array,
+        digits: Array,
+        raise_constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        down: ModDown,
+        addend: Array,
+    ) -> list[Array]:
+        """See `Ring.switch_hoisted`."""
+        return switch_one_by_one(self, x, digits, raise_constants, keys, down, addend)
 
     def automorphism_multiply_add(
         self, acc: Array, x: Array, y: Array, limbs: Limbs, galois_element: int
@@ -523,6 +535,30 @@ class NumbaRing:
             self._q_inv,
             self.degree,
         )
+        return out
+
+    def turned_products(
+        self,
+        x: Array,
+        digits: Array,
+        constants: DigitRaise,
+        keys: Sequence[HoistedKey],
+        transform: bool,
+        addend: Array,
+        out: Array | None = None,
+    ) -> Array:
+        """See `Ring.turned_products`."""
+        operands.check_turned(digits, len(keys), addend, out)
+        batch, _, limbs, _ = digits.shape
+        out = self.empty((len(keys), batch, 2, limbs, self.degree)) if out is None else out
+        count = addend.shape[1]
+        for j, key in enumerate(keys):
+            first = transform and j == 0
+            product = self.inner_product(x, digits, constants, key.b, key.a, first, key.rows)
+            for i in range(batch):
+                part = product[i, 0, :count]
+                self.add(part, addend[i], constants.limbs[:count], out=part)
+            self.automorphism(product, key.galois_element, out[j])
         return out
 
     def mod_down(

@@ -53,3 +53,17 @@ DEVICE u32 source_of(u32 i, u32 g) {
     u32 exponent = ((2 * (__brev(i) >> (32 - LOG_N)) + 1) * g) & (2 * N - 1);
     return __brev(exponent >> 1) >> (32 - LOG_N);
 }
+
+// Store four points, x of an image under X -> X^g with g^-1 = inverse. Points 4k .. 4k + 3 go to
+// four such points: in bit-reversed order their exponents differ by multiples of N/2, so the highest
+// two bits of where they go are those of the first, plus 0, 2, inverse and inverse + 2 modulo 4.
+DEVICE void store_turned(u32* row, u32 point, Quad x, u32 inverse) {
+    const u32 first = source_of(point, inverse), by = (first & 1) * 2 + (first >> 1 & 1);
+    const bool odd = by & 1, half = by & 2, crossed = inverse & 2;
+    // In the order of those bits, from the first on; then from zero on.
+    const u32 a[4] = {x.at[0], crossed ? x.at[3] : x.at[2], x.at[1], crossed ? x.at[2] : x.at[3]};
+    u32 b[4];
+    UNROLL for (int i = 0; i < 4; i++) b[i] = odd ? a[(i + 3) % 4] : a[i];
+    UNROLL for (int i = 0; i < 4; i++) x.at[i] = half ? b[(i + 2) % 4] : b[i];
+    store(row + (first & ~3u), Quad{{x.at[0], x.at[2], x.at[1], x.at[3]}});
+}

@@ -7,7 +7,7 @@
 
 #define CHACHA_THREADS 128
 
-struct Key {
+struct Seed {
     u32 words[8];
 };
 
@@ -20,7 +20,7 @@ DEVICE void quarter(u32& a, u32& b, u32& c, u32& d) {
     c += d, b = rotate(b ^ c, 7);
 }
 
-DEVICE void chacha_block(u32* x, const Key& key, u32 counter, u32 n0, u32 n1, u32 n2) {
+DEVICE void chacha_block(u32* x, const Seed& key, u32 counter, u32 n0, u32 n1, u32 n2) {
     u32 s[16] = {0x61707865, 0x3320646E, 0x79622D32, 0x6B206574};
     UNROLL for (int i = 0; i < 8; i++) s[4 + i] = key.words[i];
     s[12] = counter, s[13] = n0, s[14] = n1, s[15] = n2;
@@ -37,7 +37,7 @@ DEVICE void chacha_block(u32* x, const Key& key, u32 counter, u32 n0, u32 n1, u3
 // Grid: one block of threads for CHACHA_THREADS key stream blocks of a row; a thread makes the eight
 // coefficients of one.
 KERNEL(uniform, CHACHA_THREADS)
-(u32* out, Key key, u32 domain, const int* indices, int limbs, const int* primes,
+(u32* out, Seed key, u32 domain, const int* indices, int limbs, const int* primes,
  const Prime* table) {
     const u32 per_row = N / 8 / CHACHA_THREADS;
     const u32 row = blockIdx.x / per_row, block = blockIdx.x % per_row * CHACHA_THREADS + threadIdx.x;

@@ -53,15 +53,22 @@ struct __align__(16) Pair {
 };
 
 // Words that stand next to each other, at a multiple of their size.
-struct __align__(16) Quad {
+struct Quad {
     u32 at[VECTOR];
 };
 
-struct __align__(8) Two {
+struct Two {
     u32 at[2];
 };
 
-DEVICE Quad load(const u32* x) { return *(const Quad*)x; }
-DEVICE Two load2(const u32* x) { return *(const Two*)x; }
-DEVICE void store(u32* x, Quad values) { *(Quad*)x = values; }
-DEVICE void store(u32* x, Two values) { *(Two*)x = values; }
+// One access each, by CUDA's own vector types. Left to itself the compiler takes stores apart again.
+DEVICE Quad load(const u32* x) {
+    const uint4 v = *(const uint4*)x;
+    return {{v.x, v.y, v.z, v.w}};
+}
+DEVICE Two load2(const u32* x) {
+    const uint2 v = *(const uint2*)x;
+    return {{v.x, v.y}};
+}
+DEVICE void store(u32* x, Quad v) { __stwb((uint4*)x, uint4{v.at[0], v.at[1], v.at[2], v.at[3]}); }
+DEVICE void store(u32* x, Two v) { __stwb((uint2*)x, uint2{v.at[0], v.at[1]}); }

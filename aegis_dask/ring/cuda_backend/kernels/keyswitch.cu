@@ -23,7 +23,7 @@ PHASED(convert, CONVERT_THREADS)
     const u32 column = blockIdx.x % (N / CONVERT_COLUMNS) * CONVERT_COLUMNS + c;
     for (int i = share; i < sources; i += CONVERT_SHARES) {
         const size_t row = (size_t)src_rows[i] + (size_t)poly * src_stride;
-        store(y + i * CONVERT_COLUMNS + c, load2(src + row * N + column));
+        *(Two*)(y + i * CONVERT_COLUMNS + c) = load2(src + row * N + column);
     }
     BARRIER;
     if (quotient && threadIdx.x < CONVERT_COLUMNS) {
@@ -72,36 +72,64 @@ PHASED(convert, CONVERT_THREADS)
     }
 }
 
-// out[b, 0/1, k] = sum_d x_d[k] key_b/a[d, k] 2^-32, the key in Montgomery form: row
-// `key_rows[d, k]` of it belongs to digit d and limb k. x_d[k] is own[b, k] on the digit's own limbs
-// (`digit_of[k] == d`), else digits[b, d, k]. At most eight digits: 8 p^2 < 4 p 2^32.
-// Grid: (polynomials, blocks of points, limbs): those that share a part of the key follow each other.
-KERNEL(inner_product, THREADS)
-(u32* out, const u32* digits, const u32* own, int own_limbs, const u32* key_b, const u32* key_a,
- const int* key_rows, const int* digit_of, int count, int limbs, const int* primes,
- const Prime* table) {
+#define KEYS 4  // that a launch of `inner_products` multiplies with
+
+struct Key {
+    const u32 *b, *a;  // in Montgomery form
+    const int* rows;   // row `rows[d, k]` belongs to digit d and limb k
+    u32 inverse;       // g^-1: X -> X^g follows
+};
+struct Keys {
+    Key each[KEYS];
+};
+
+// out[j, b, 0/1, k] = sum_d x_d[k] key_j,b/a[d, k] 2^-32 for `keys` keys j. x_d[k] is own[b, k] on the
+// digit's own limbs (`digit_of[k] == d`), else digits[b, d, k]. At most eight digits: 8 p^2 <
+// 4 p 2^32. Then addend[b, k], if it has that limb, is added to the first of both, and the
+// automorphism of the key follows by scattering.
+// Grid: (polynomials, blocks of points, limbs): those that share a part of the keys follow each other.
+KERNEL(inner_products, THREADS)
+(u32* out, const u32* digits, const u32* own, int own_limbs, Keys all, int keys, const int* digit_of,
+ int count, int limbs, const int* primes, const u32* addend, int addend_limbs, const Prime* table) {
     const u32 b = blockIdx.x, k = blockIdx.z;
     const u32 point = (blockIdx.y * THREADS + threadIdx.x) * VECTOR;
     const Prime c = table[primes[k]];
-    u64 s0[VECTOR], s1[VECTOR];
-    UNROLL for (int i = 0; i < VECTOR; i++) s0[i] = s1[i] = 0;
+    u64 sum[KEYS][2][VECTOR];
+    UNROLL for (int j = 0; j < KEYS; j++) {
+        UNROLL for (int i = 0; i < VECTOR; i++) sum[j][0][i] = sum[j][1][i] = 0;
+    }
     for (int d = 0; d < count; d++) {
         const Quad x = load(point + (digit_of[k] == d
                                          ? own + ((size_t)b * own_limbs + k) * N
                                          : digits + (((size_t)b * count + d) * limbs + k) * N));
-        const size_t key = (size_t)key_rows[d * limbs + k] * N + point;
-        const Quad kb = load(key_b + key), ka = load(key_a + key);
-        UNROLL for (int i = 0; i < VECTOR; i++) {
-            s0[i] += product(x.at[i], kb.at[i]);
-            s1[i] += product(x.at[i], ka.at[i]);
+        UNROLL for (int j = 0; j < KEYS; j++) {
+            if (j >= keys) break;
+            const size_t at = (size_t)all.each[j].rows[d * limbs + k] * N + point;
+            const Quad kb = load(all.each[j].b + at), ka = load(all.each[j].a + at);
+            UNROLL for (int i = 0; i < VECTOR; i++) {
+                sum[j][0][i] += product(x.at[i], kb.at[i]);
+                sum[j][1][i] += product(x.at[i], ka.at[i]);
+            }
         }
     }
-    Quad r0, r1;
-    UNROLL for (int i = 0; i < VECTOR; i++) {
-        r0.at[i] = reduce(s0[i], c.q, c.q_inv);
-        r1.at[i] = reduce(s1[i], c.q, c.q_inv);
+    Quad added = {};
+    if ((int)k < addend_limbs) added = load(addend + ((size_t)b * addend_limbs + k) * N + point);
+    const size_t component = (size_t)limbs * N;
+    UNROLL for (int j = 0; j < KEYS; j++) {
+        if (j >= keys) break;
+        u32* to = out + ((size_t)j * gridDim.x + b) * 2 * component + (size_t)k * N;
+        Quad r0, r1;
+        UNROLL for (int i = 0; i < VECTOR; i++) {
+            r0.at[i] = add_mod(reduce(sum[j][0][i], c.q, c.q_inv), added.at[i], c.q);
+            r1.at[i] = reduce(sum[j][1][i], c.q, c.q_inv);
+        }
+        const u32 inverse = all.each[j].inverse;
+        if (inverse == 1) {
+            store(to + point, r0);
+            store(to + component + point, r1);
+        } else {
+            store_turned(to, point, r0, inverse);
+            store_turned(to + component, point, r1, inverse);
+        }
     }
-    u32* to = out + ((size_t)(2 * b) * limbs + k) * N + point;
-    store(to, r0);
-    store(to + (size_t)limbs * N, r1);
 }

@@ -81,6 +81,49 @@ PHASED(gemm, THREADS)
     }
 }
 
+#define THIN 8  // outputs of a thread of `gemm_thin`
+
+// The same for few outputs, without shared memory: a thread reads two columns of every term once.
+// Grid: (blocks of points * polynomials, groups of THIN outputs, limbs).
+KERNEL(gemm_thin, THREADS)
+(u32* out, const u32* x, i64 step, const u32* weights, i64 sl, i64 sr, i64 so, i64 sk, int outs,
+ int inner, int runs, int polys, int add, int limbs, const int* primes, const Prime* table) {
+    const u32 pieces = N / (2 * THREADS), poly = blockIdx.x / pieces;
+    const u32 point = (blockIdx.x % pieces * THREADS + threadIdx.x) * 2;
+    const int l = blockIdx.z, first = blockIdx.y * THIN;
+    const Prime c = table[primes[l]];
+    const u32* from = x + ((size_t)poly * limbs + l) * N + point;
+    const u32* w = weights + l * sl + (i64)(point * runs >> LOG_N) * sr + first * so;
+    u64 sum[THIN][2];
+    UNROLL for (int o = 0; o < THIN; o++) sum[o][0] = sum[o][1] = 0;
+    for (int k = 0; k < inner; k++) {
+        if (k >= 16 && k % 8 == 0) {
+            UNROLL for (int o = 0; o < THIN; o++) {
+                sum[o][0] = cut(sum[o][0], c.q2);
+                sum[o][1] = cut(sum[o][1], c.q2);
+            }
+        }
+        const Two v = load2(from);
+        UNROLL for (int o = 0; o < THIN; o++) {
+            if (first + o >= outs) break;
+            const u32 f = w[o * so];
+            sum[o][0] += product(f, v.at[0]);
+            sum[o][1] += product(f, v.at[1]);
+        }
+        from += step, w += sk;
+    }
+    UNROLL for (int o = 0; o < THIN; o++) {
+        if (first + o >= outs) break;
+        u32* at = out + (((size_t)(first + o) * polys + poly) * limbs + l) * N + point;
+        Two r = {reduce(sum[o][0], c.q, c.q_inv), reduce(sum[o][1], c.q, c.q_inv)};
+        if (add) {
+            const Two before = load2(at);
+            UNROLL for (int e = 0; e < 2; e++) r.at[e] = add_mod(before.at[e], r.at[e], c.q);
+        }
+        store(at, r);
+    }
+}
+
 #define PAIR 2  // rows, and outputs, and points of a thread of `contract`
 
 // out[r, o] = sum_k x[r, k] y[o, k]: from [r, k, 2] and [o, k, 2] to [r, o, 3], strides in words.

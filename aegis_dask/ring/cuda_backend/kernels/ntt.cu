@@ -84,20 +84,30 @@ PHASED(ntt_tails, TAIL_THREADS)(u32* x_, Rows rows, Twiddles twiddles, const Pri
     UNROLL for (int i = 0; i < 16; i++) row[tail * TAIL + lane + 16 * i] = canonical4(x[i], p);
 }
 
-// An addend of a division, `[batch, used, limbs, N]`; nullptr for none.
+// An addend of a division, `[batch, used, limbs, N]`, which is repeated if there are more
+// polynomials; nullptr for none.
 struct Addend {
     const u32* data;
-    int used, limbs;
+    int used, limbs, batch;
 };
+
+DEVICE bool has_addend(Addend a, int poly, int components) {
+    return a.data && poly % components < a.used;
+}
+
+DEVICE const u32* addend_row(Addend a, int poly, int components, int row) {
+    const size_t which = (size_t)(poly / components % a.batch) * a.used + poly % components;
+    return a.data + (which * a.limbs + row) * N;
+}
 
 // Second launch of the forward transform of a remainder, and the division that it is for:
 // `out = factor x - NTT(remainder) (+ addend_factor addend)`, then X -> X^g by scattering, with
-// `inverse` = g^-1. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
+// g^-1 = inverses[poly / group]. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
 // there) of `x_limbs`.
 PHASED(ntt_tails_divide, TAIL_THREADS)
 (u32* out, const u32* remainder, const u32* x_, int x_limbs, int components, const int* target_rows,
- const Factor* factors, Addend addend, const Factor* addend_factors, u32 inverse, Rows rows,
- Twiddles twiddles, const Prime* table) {
+ const Factor* factors, Addend addend, const Factor* addend_factors, const u32* inverses, int group,
+ Rows rows, Twiddles twiddles, const Prime* table) {
     const int prime = prime_of(rows);
     const u32 p = table[prime].q, p2 = table[prime].q2;
     const int k = blockIdx.z, poly = blockIdx.x;
@@ -105,12 +115,9 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
     const Factor f = factors[k], g = addend_factors[k];
     const size_t row = row_of(rows) * N;
     const u32* own_x = x_ + ((size_t)poly * x_limbs + target) * N;
-    const int component = poly % components;
-    const bool added = addend.data && component < addend.used;
-    const u32* own_addend =
-        added ? addend.data +
-                    (((size_t)(poly / components) * addend.used + component) * addend.limbs + target) * N
-              : nullptr;
+    const u32 inverse = inverses[poly / group];
+    const bool added = has_addend(addend, poly, components);
+    const u32* own_addend = added ? addend_row(addend, poly, components, target) : nullptr;
     TAIL_OF_THREAD
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
@@ -185,10 +192,9 @@ PHASED(intt_tails, TAIL_THREADS)
     UNROLL for (int i = 0; i < 16; i++) x[i] = row[tail * TAIL + lane + 16 * i];
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     const int k = blockIdx.z, poly = blockIdx.x;
-    if (addend.data && poly % components < addend.used && addend_factors[k].w) {
+    if (has_addend(addend, poly, components) && addend_factors[k].w) {
         const Factor f = addend_factors[k];
-        const size_t which = (size_t)(poly / components) * addend.used + poly % components;
-        const u32* own_addend = addend.data + (which * addend.limbs + rows.rows[k]) * N;
+        const u32* own_addend = addend_row(addend, poly, components, rows.rows[k]);
         UNROLL for (int i = 0; i < 16; i++)
             x[i] = below(x[i] + shoup(own_addend[tail * TAIL + lane + 16 * i], f, p), p2);
     }
