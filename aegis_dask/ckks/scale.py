@@ -52,7 +52,11 @@ class Scale:
         return cls({**factors, value: 1})
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scale) and self.factors == other.factors
+        if self is other:
+            return True
+        return (
+            isinstance(other, Scale) and self._hash == other._hash and self.factors == other.factors
+        )
 
     def __hash__(self) -> int:
         return self._hash

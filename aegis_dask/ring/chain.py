@@ -69,6 +69,14 @@ class ModulusChain:
     special_primes: tuple[int, ...]
     windows: tuple[Window, ...]
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.ring_degree, self.primes, self.special_primes, self.windows))
+
+    def __hash__(self) -> int:
+        # Asked for at every operation; of integers only, so it is the same in every process.
+        return self._hash
+
     @property
     def max_level(self) -> int:
         """Highest level, the number of levels above the base."""

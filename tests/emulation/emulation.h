@@ -126,6 +126,7 @@ static void launch(Thread (*kernel)(A...), void** arguments, const unsigned* gri
 #define SHARED(type, name, count) \
     type* name = static_cast<type*>(emulation::shared((count) * sizeof(type)))
 #define UNROLL
+#define GLOBAL(p) (void)(p)
 #define __align__(bytes) alignas(bytes)
 
 // May stand for any words, as CUDA's vector types may.

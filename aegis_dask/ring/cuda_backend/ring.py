@@ -70,6 +70,24 @@ class _Rows(NamedTuple):
     limbs: int
 
 
+class _Conversions(NamedTuple):
+    """Base conversions that one launch does.
+
+    Attributes
+    ----------
+    array
+        Structures `Conversion` of the sources, on the device.
+    digits
+        How many there are.
+    keep
+        Arrays that they point to.
+    """
+
+    array: Any
+    digits: int
+    keep: list[Any]
+
+
 class _Raising(NamedTuple):
     """Constants of `DigitRaise` on the device.
 
@@ -81,8 +99,8 @@ class _Raising(NamedTuple):
         Its rows.
     digits
         Rows of raised digits that are to be transformed.
-    places
-        For each digit, where its conversion writes and reads.
+    conversions
+        Of the digits.
     digit_of, primes
         Of the raised limbs.
     """
@@ -90,7 +108,7 @@ class _Raising(NamedTuple):
     factors: Any
     window: _Rows
     digits: _Rows
-    places: list[tuple[Structure, Structure]]
+    conversions: _Conversions
     digit_of: Any
     primes: Any
 
@@ -400,42 +418,46 @@ class CudaRing:
 
     # -- key switching ----------------------------------------------------------------------
 
+    def _conversions(
+        self, all_of_them: Sequence[tuple[BaseConversion, NDArray[Any], NDArray[Any]]]
+    ) -> _Conversions:
+        """Return conversions, each with the rows that it writes and reads."""
+        address, upload = self.device.address, self.device.upload
+        packed, keep = b"", []
+        for c, dst_rows, src_rows in all_of_them:
+            arrays = [
+                *map(self._integers, (dst_rows, src_rows, c.targets)),
+                upload(_transposed(c.matrix)),
+                upload(np.append(c.quotient, np.uint32(0))),  # there may be none
+            ]
+            sizes = len(c.sources), len(c.targets), len(c.quotient) > 0, 0
+            packed += struct.pack("<5Q4i", *map(address, arrays), *sizes)
+            keep += arrays
+        return _Conversions(upload(np.frombuffer(packed, np.int64)), len(all_of_them), keep)
+
     def _convert(
         self,
         dst: Array,
-        dst_rows: Structure,
+        dst_stride: int,
         src: Array,
-        src_rows: Structure,
-        c: BaseConversion,
+        src_stride: int,
+        conversions: _Conversions,
         polys: int,
     ) -> None:
-        """Convert; rows are the address of integers, and how many rows a polynomial has."""
-        address, upload = self.device.address, self.device.upload
-
-        def constants() -> tuple[Any, Structure]:
-            matrix, quotient = upload(_transposed(c.matrix)), upload(c.quotient)
-            with_quotient = address(quotient) if len(c.quotient) else 0
-            primes = self._integers(c.targets)
-            sizes = len(c.sources), len(c.targets)
-            values = (address(matrix), with_quotient, *sizes, address(primes))
-            return (matrix, quotient), values
-
-        _, values = self._launcher.kept(c, "convert", constants)
-        grid = (polys * (self.degree // CONVERT_COLUMNS),)
-        self._launch("convert", grid, dst, dst_rows, src, src_rows, values, self._table)
-
-    def _some_rows(self, rows: Any, stride: int) -> Structure:
-        return self.device.address(self._integers(rows)), stride
+        """Convert; strides are the rows of a polynomial."""
+        grid = (polys * (self.degree // CONVERT_COLUMNS), conversions.digits)
+        arguments = (dst, dst_stride, src, src_stride, conversions.array, self._table)
+        self._launch("convert", grid, *arguments)
 
     def convert(self, x: Array, conversion: BaseConversion) -> Array:
         """See `Ring.convert`."""
         c, (sources, targets) = conversion, (len(conversion.sources), len(conversion.targets))
         out = self.empty((*x.shape[:-2], targets, self.degree))
-        rows = self._launcher.kept(
-            c, "rows", lambda: [self._some_rows(np.arange(k), k) for k in (targets, sources)]
+        held = self._launcher.kept(
+            c, "alone", lambda: self._conversions([(c, np.arange(targets), np.arange(sources))])
         )
         x = self.device.contiguous(x)
-        self._convert(out, rows[0], x, rows[1], c, prod(x.shape[:-2]))
+        self._convert(out, targets, x, sources, held, prod(x.shape[:-2]))
         return out
 
     def _raising(self, c: DigitRaise) -> _Raising:
@@ -448,13 +470,16 @@ class CudaRing:
             self.device.upload(_factors(c.factors)),
             self._rows(self._integers(c.sources), window),
             self._rows(primes, len(rows), self._integers(rows), count * limbs),
-            [
-                (
-                    self._some_rows(d * limbs + np.flatnonzero(others[d]), count * limbs),
-                    self._some_rows(np.searchsorted(c.sources, conversion.sources), window),
-                )
-                for d, conversion in enumerate(c.conversions)
-            ],
+            self._conversions(
+                [
+                    (
+                        conversion,
+                        d * limbs + np.flatnonzero(others[d]),
+                        np.searchsorted(c.sources, conversion.sources),
+                    )
+                    for d, conversion in enumerate(c.conversions)
+                ]
+            ),
             self._integers(c.digit_of),
             self._integers(c.limbs),
         )
@@ -466,8 +491,8 @@ class CudaRing:
         x, y = self.device.contiguous(x), self.empty(x.shape)
         self._intt(y, x, batch, held.window, held.window, held.factors)
         out = self.empty((batch, len(c.conversions), len(c.limbs), self.degree))
-        for (dst_rows, src_rows), conversion in zip(held.places, c.conversions, strict=True):
-            self._convert(out, dst_rows, y, src_rows, conversion, batch)
+        rows = len(c.conversions) * len(c.limbs)
+        self._convert(out, rows, y, held.window.limbs, held.conversions, batch)
         return out
 
     def inner_product(

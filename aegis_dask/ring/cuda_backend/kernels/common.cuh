@@ -24,6 +24,8 @@ typedef long long i64;
 #define DEVICE static INLINE
 #define SHARED(type, name, count) __shared__ type name[count]
 #define UNROLL _Pragma("unroll")
+// Say of a pointer that was read from memory that it is to global memory.
+#define GLOBAL(p) __builtin_assume(__isGlobal(p))
 #endif
 
 #define N (1 << LOG_N)

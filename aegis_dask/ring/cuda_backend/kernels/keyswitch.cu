@@ -7,17 +7,30 @@
 #define CONVERT_THREADS (CONVERT_WIDTH * CONVERT_SHARES)
 #define MAX_SOURCES 48
 
-// dst[j] = sum_i mat[i, j] src[i] 2^-32 mod q_j, minus v times the last row if `quotient` is given
-// (`aegis_dask.ring.conversion`, with the matrix transposed and its targets filled up to a multiple
-// of VECTOR). Rows of polynomial b are `rows + b stride`. Canonical.
+// A base conversion (`aegis_dask.ring.conversion`): from rows `src_rows` of a polynomial to rows
+// `dst_rows`, of primes `primes`. The matrix is transposed, its targets filled up to a multiple of
+// VECTOR; `exact` is 0 for an approximate one, which has no quotient.
+struct Conversion {
+    const int *dst_rows, *src_rows, *primes;
+    const u32 *mat, *quotient;
+    int sources, targets, exact, unused;
+};
+
+// dst[j] = sum_i mat[i, j] src[i] 2^-32 mod q_j, minus v times the last row if exact.
+// Polynomial b begins at row `b stride`. Canonical.
 //
 // Products are below 2^60: 16 fit in 64 bits, and before every eight more the sum is cut below
-// 2 p 2^32. Grid: one block for CONVERT_COLUMNS columns of a polynomial.
+// 2 p 2^32. Grid: (CONVERT_COLUMNS columns of a polynomial each, conversions).
 PHASED(convert, CONVERT_THREADS)
-(u32* dst, const int* dst_rows, int dst_stride, const u32* src, const int* src_rows,
- int src_stride, const u32* mat, const u32* quotient, int sources, int targets,
- const int* primes, const Prime* table) {
+(u32* dst, int dst_stride, const u32* src, int src_stride, const Conversion* conversions,
+ const Prime* table) {
     SHARED(u32, y, (MAX_SOURCES + 1) * CONVERT_COLUMNS);
+    const Conversion conversion = conversions[blockIdx.y];
+    const int *dst_rows = conversion.dst_rows, *src_rows = conversion.src_rows;
+    const int* primes = conversion.primes;
+    const u32 *mat = conversion.mat, *quotient = conversion.quotient;
+    GLOBAL(dst_rows), GLOBAL(src_rows), GLOBAL(primes), GLOBAL(mat), GLOBAL(quotient);
+    const int sources = conversion.sources, targets = conversion.targets;
     const u32 c = threadIdx.x % CONVERT_WIDTH * 2, share = threadIdx.x / CONVERT_WIDTH;
     const u32 poly = blockIdx.x / (N / CONVERT_COLUMNS);
     const u32 column = blockIdx.x % (N / CONVERT_COLUMNS) * CONVERT_COLUMNS + c;
@@ -26,14 +39,14 @@ PHASED(convert, CONVERT_THREADS)
         *(Two*)(y + i * CONVERT_COLUMNS + c) = load2(src + row * N + column);
     }
     BARRIER;
-    if (quotient && threadIdx.x < CONVERT_COLUMNS) {
+    if (conversion.exact && threadIdx.x < CONVERT_COLUMNS) {
         u64 v = 1ull << 55;
         for (int i = 0; i < sources; i++)
             v += product(y[i * CONVERT_COLUMNS + threadIdx.x], quotient[i]);
         y[sources * CONVERT_COLUMNS + threadIdx.x] = (u32)(v >> 56);
     }
     BARRIER;
-    const int terms = sources + (quotient ? 1 : 0);
+    const int terms = sources + conversion.exact;
     const int width = (targets + VECTOR - 1) / VECTOR * VECTOR;
     for (int first = share * VECTOR; first < targets; first += CONVERT_SHARES * VECTOR) {
         u64 sum[VECTOR][2];
