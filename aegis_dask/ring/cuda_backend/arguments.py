@@ -55,6 +55,12 @@ class Arguments:
             raise TypeError(f"kernel {self.kernel} cannot be given {values!r}: {e}") from e
 
 
+    def values(self) -> tuple[int, ...]:
+        """Return what was written last."""
+        found: tuple[int, ...] = self._struct.unpack_from(self._memory, 0)
+        return found
+
+
 _held = threading.local()
 
 
@@ -71,3 +77,9 @@ def pack(kernel: str, values: Sequence[int]) -> int:
         arguments = _held.kernels[kernel] = Arguments(kernel)
     arguments.fill(values)
     return arguments.pointer
+
+
+def unpack(kernel: str) -> tuple[int, ...]:
+    """Return the arguments that this thread has packed last for a kernel, structures flat."""
+    arguments: Arguments = _held.kernels[kernel]
+    return arguments.values()
