@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from aegis_dask.ckks.encoder import Encoder, imaginary_unit
 from aegis_dask.ckks.galois import (
@@ -24,8 +24,8 @@ from aegis_dask.ring.backend import HoistedKey, contiguous
 if TYPE_CHECKING:
     from aegis_dask.ckks.linear import LinearTransform
 
-COMBINED_BYTES = 1 << 28
-"""Terms that `Evaluator.combinations` puts side by side at a time."""
+COMBINED_PARTS = 4
+"""Parts (`Ring.part_bytes`) of terms that `Evaluator.combinations` puts side by side at a time."""
 
 Operand = Ciphertext | Plaintext | complex | ArrayLike
 
@@ -76,7 +76,7 @@ class Evaluator:
         if not isinstance(y, Plaintext):
             if np.ndim(y) == 0:
                 constant = self.encoder.constant(sign * complex(y), x.level, x.scale)  # type: ignore[arg-type]
-                return self._on_first(x, lambda c0, l: ring.add_runs(c0, constant, l))
+                return self._add_runs(x, constant)
             y = self.encoder.encode(y, level=x.level, scale=x.scale)
         check_same(x, y, names=("the ciphertext", "the plaintext"))
         if y.level != x.level or y.scale != x.scale:
@@ -87,16 +87,18 @@ class Evaluator:
         limbs = self.params.limbs(x.level)
         if y.is_periodic:
             data = y.data if sign > 0 else _negate_runs(y.data, self.params, limbs)
-            return self._on_first(x, lambda c0, l: ring.add_runs(c0, data, l))
-        return self._on_first(x, lambda c0, l: op(c0, y.data, l))
+            return self._add_runs(x, data)
+        out = ring.empty(x.data.shape)
+        out[:, 1:] = x.data[:, 1:]
+        out[:, 0] = op(contiguous(ring, x.data[:, 0]), y.data, limbs)
+        return x.with_data(out)
 
-    def _on_first(self, x: Ciphertext, change: Any) -> Ciphertext:
-        """Apply a change to component 0 only."""
-        data = self.params.ring.empty(x.data.shape)
-        data[:, 1:] = x.data[:, 1:]
-        first = contiguous(self.params.ring, x.data[:, 0])
-        data[:, 0] = change(first, self.params.limbs(x.level))
-        return x.with_data(data)
+    def _add_runs(self, x: Ciphertext, constants: NDArray[np.uint32]) -> Ciphertext:
+        """Add ``[limb, run]`` to component 0, and 0 to the others: every word is copied anyway."""
+        rows = np.zeros((len(constants), x.batch, x.components, constants.shape[1]), np.uint32)
+        rows[:, :, 0] = constants[:, None]
+        rows = rows.reshape(len(rows), -1, rows.shape[-1])
+        return x.with_data(self.params.ring.add_runs(x.data, rows, self.params.limbs(x.level)))
 
     def negate(self, x: Ciphertext) -> Ciphertext:
         """Return -x."""
@@ -300,14 +302,20 @@ class Evaluator:
         primes = np.array([params.chain.primes[i] for i in limbs], np.uint64)[:, None, None, None]
         encoded = ((encoded.astype(np.uint64) << np.uint64(32)) % primes).astype(np.uint32)
         held = ring.from_host(encoded)
-        step = max(1, COMBINED_BYTES // (len(terms) * first[:1].nbytes))
-        data = ring.empty((len(w), *first.data.shape))
+        step = COMBINED_PARTS * ring.part_bytes // (len(terms) * first[:1].nbytes)
+        step = min(max(1, step), first.batch)
+        data = None if step == first.batch else ring.empty((len(w), *first.data.shape))
         for start in range(0, first.batch, step):
             part = slice(start, min(start + step, first.batch))
             stacked = ring.empty((len(terms), part.stop - start, *first.data.shape[1:]))
             for k, t in enumerate(terms):
                 stacked[k] = t.data[part]
-            data[:, part] = ring.gemm(stacked, held, limbs)
+            combined = ring.gemm(stacked, held, limbs)
+            if data is None:
+                data = combined
+            else:
+                data[:, part] = combined
+        assert data is not None
         out = []
         for row, constant in zip(data, constants, strict=True):
             total = first.with_data(row, scale=first.scale * scale)
@@ -421,12 +429,12 @@ class Evaluator:
             _, scale = self.levels.rescale(x.level, x.scale)
             level -= 1
         data = self.params.ring.switch_key(
-            contiguous(self.params.ring, x.data[:, 2]),
+            x.data[:, 2],
             self.levels.digit_raise(x.level),
             key.b,
             key.a,
             self.levels.mod_down(x.level, level),
-            addend=contiguous(self.params.ring, x.data[:, :2]),
+            addend=x.data[:, :2],
             key_rows=self.levels.key_rows(key.level, x.level),
         )
         return x.with_data(data, level, scale)
@@ -474,16 +482,16 @@ class Evaluator:
         rows = [self.levels.key_rows(key.level, x.level) for key in keys]
         ring, plan = self.params.ring, self.levels.digit_raise(x.level)
         down = self.levels.mod_down(x.level, x.level)
-        c0, c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
+        c0, c1 = x.data[:, :1], x.data[:, 1]
         if len(elements) == 1:
             key, g = keys[0], elements[0]
-            data = ring.switch_key(c1, plan, key.b, key.a, down, c0[:, None], g, rows[0])
+            data = ring.switch_key(c1, plan, key.b, key.a, down, c0, g, rows[0])
             return [x.with_data(data)]
         digits = ring.raise_digits(c1, plan)
         hoisted = [
             HoistedKey(key.b, key.a, g, r) for key, g, r in zip(keys, elements, rows, strict=True)
         ]
-        found = ring.switch_hoisted(c1, digits, plan, hoisted, down, c0[:, None])
+        found = ring.switch_hoisted(c1, digits, plan, hoisted, down, c0)
         return [x.with_data(data) for data in found]
 
     def inner_sum(self, x: Ciphertext, count: int, stride: int = 1) -> Ciphertext:

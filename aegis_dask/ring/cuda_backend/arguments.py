@@ -19,7 +19,7 @@ _FORMATS = {
     "i64": "q",
     "Rows": "QQi",
     "Twiddles": "QQQ",
-    "Addend": "Qiii",
+    "Addend": "Qiiii",
     "Seed": "8I",
     "Keys": "QQQI4x" * 4,
 }
@@ -53,7 +53,6 @@ class Arguments:
             self._struct.pack_into(self._memory, 0, *values)
         except struct.error as e:
             raise TypeError(f"kernel {self.kernel} cannot be given {values!r}: {e}") from e
-
 
     def values(self) -> tuple[int, ...]:
         """Return what was written last."""

@@ -39,6 +39,7 @@ SMALLEST_PART, PARTS = 1 << 26, 64
 that, and smaller launches do not fill the device."""
 WEIGHT_PARTS = 16
 _NO_KEY = (0, 0, 0, 1)
+_NO_ADDEND = (0, 0, 0, 1, 0)
 THIN_GROUPS = 2
 """Groups of THIN outputs, up to which a matrix product takes the kernel for few outputs."""
 Structure = tuple[int, ...]
@@ -237,10 +238,20 @@ class CudaRing:
         where = 0 if places is None else address(places)
         return _Rows((where, address(primes), count if stride is None else stride), count)
 
-    def _addend(self, addend: Array | None) -> Structure:
+    def _batched(self, x: Array) -> tuple[Array, int]:
+        """Return x with contiguous elements, and rows from one to the next: a part of an array."""
+        row, step = 4 * self.degree, x.strides[0]
+        if not x[0].flags.c_contiguous or step % row or step < 0:
+            x = self.device.contiguous(x)
+        return x, x.strides[0] // row
+
+    def _addend(self, addend: Array | None) -> tuple[Array | None, Structure]:
+        """Return what keeps the memory of an addend, and its structure."""
         if addend is None:
-            return 0, 0, 0, 1
-        return self.device.address(addend), *addend.shape[1:3], addend.shape[0]
+            return None, _NO_ADDEND
+        addend, step = self._batched(addend)
+        batch, used, limbs, _ = addend.shape
+        return addend, (self.device.address(addend), used, limbs, batch, step)
 
     def _row_grid(self, polys: int, rows: _Rows) -> tuple[int, ...]:
         return polys, TAIL // COLUMNS, rows.limbs
@@ -283,7 +294,7 @@ class CudaRing:
         source_rows: _Rows,
         rows: _Rows,
         factors: Any,
-        addend: Structure = (0, 0, 0, 1),
+        addend: Structure = _NO_ADDEND,
         components: int = 1,
         addend_factors: Any = None,
     ) -> None:
@@ -488,8 +499,9 @@ class CudaRing:
         """See `Ring.raise_digits`."""
         c, batch = constants, x.shape[0]
         held = self._launcher.kept(c, "raise", lambda: self._raising(c))
-        x, y = self.device.contiguous(x), self.empty(x.shape)
-        self._intt(y, x, batch, held.window, held.window, held.factors)
+        (x, step), y = self._batched(x), self.empty(x.shape)
+        own = held.window._replace(value=(*held.window.value[:2], step))
+        self._intt(y, x, batch, own, held.window, held.factors)
         out = self.empty((batch, len(c.conversions), len(c.limbs), self.degree))
         rows = len(c.conversions) * len(c.limbs)
         self._convert(out, rows, y, held.window.limbs, held.conversions, batch)
@@ -546,7 +558,7 @@ class CudaRing:
         if transform:
             operands.check_contiguous(digits)
             self._ntt(digits, digits, batch, held.digits)
-        x, digits = self.device.contiguous(x), self.device.contiguous(digits)
+        (x, step), digits = self._batched(x), self.device.contiguous(digits)
         added = (addend, 0 if addend is None else addend.shape[1])
         grid = (batch, self.degree // (THREADS * VECTOR), limbs)
         sizes = (held.digit_of, count, limbs, held.primes)
@@ -554,7 +566,7 @@ class CudaRing:
             some = prepared[first : first + KEYS]
             fields = sum((structure for _, structure in some), ()) + _NO_KEY * (KEYS - len(some))
             self._launch(
-                "inner_products", grid, out[first : first + len(some)], digits, x, x.shape[1],
+                "inner_products", grid, out[first : first + len(some)], digits, x, step,
                 fields, len(some), *sizes, *added, self._table,
             )  # fmt: skip
 
@@ -586,13 +598,13 @@ class CudaRing:
     def _inner_arguments(
         self, x: Array, digits: Array, held: _Raising, key_b: Array, key_a: Array, index: Any
     ) -> tuple[Any, ...]:
-        contiguous = self.device.contiguous
+        x, step = self._batched(x)
         return (
-            contiguous(digits),
-            contiguous(x),
-            x.shape[1],
-            contiguous(key_b),
-            contiguous(key_a),
+            self.device.contiguous(digits),
+            x,
+            step,
+            self.device.contiguous(key_b),
+            self.device.contiguous(key_a),
             index,
             held.digit_of,
             digits.shape[1],
@@ -637,9 +649,7 @@ class CudaRing:
         held = self._launcher.kept(c, ("divide", limbs), lambda: self._dividing(c, limbs))
         polys = batch * components
         x = self.device.contiguous(x)
-        if addend is not None:
-            addend = self.device.contiguous(addend)
-        added = self._addend(addend)
+        addend, added = self._addend(addend)
         y = self.empty((polys, held.kept.limbs, self.degree))
         self._intt(
             y, x, polys, held.sources, held.kept, held.source_factors, added, components,

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from aegis_dask.errors import BackendError
 from aegis_dask.ring import operands
 from aegis_dask.ring.automorphisms import automorphism_tables
-from aegis_dask.ring.backend import Array, HoistedKey, Limbs, switch_one_by_one
+from aegis_dask.ring.backend import (
+    Array,
+    HoistedKey,
+    Limbs,
+    contiguous,
+    switch_one_by_one,
+)
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.memory import BufferPool
@@ -429,6 +435,7 @@ class NumbaRing:
         addend: Array,
     ) -> list[Array]:
         """See `Ring.switch_hoisted`."""
+        x, addend = contiguous(self, x), contiguous(self, addend)
         return switch_one_by_one(self, x, digits, raise_constants, keys, down, addend)
 
     def automorphism_multiply_add(
@@ -489,6 +496,7 @@ class NumbaRing:
 
     def raise_digits(self, x: Array, constants: DigitRaise) -> Array:
         """See `Ring.raise_digits`."""
+        x = contiguous(self, x)
         batch, window = x.shape[0], x.shape[1]
         c = constants
         nd, nl = len(c.conversions), len(c.limbs)
@@ -514,6 +522,7 @@ class NumbaRing:
         key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """See `Ring.inner_product`."""
+        x = contiguous(self, x)
         batch, _, nl, _ = digits.shape
         key_index = operands.key_index(self.chain, x, key_b, key_a, constants, key_rows)
         out = self.empty((batch, 2, nl, self.degree))
@@ -569,6 +578,8 @@ class NumbaRing:
         galois_element: int = 1,
     ) -> Array:
         """See `Ring.mod_down`."""
+        x = contiguous(self, x)
+        addend = None if addend is None else contiguous(self, addend)
         c, n = constants, self.degree
         operands.check_addend(x, addend)
         batch, components, limbs, _ = x.shape
@@ -632,6 +643,8 @@ class NumbaRing:
         key_rows: NDArray[np.int64] | None = None,
     ) -> Array:
         """See `Ring.switch_key`."""
+        x = contiguous(self, x)
+        addend = None if addend is None else contiguous(self, addend)
         r, n, batch = raise_constants, self.degree, x.shape[0]
         key_index = operands.key_index(self.chain, x, key_b, key_a, r, key_rows)
         operands.check_addend(x[:, None], addend)

@@ -97,12 +97,12 @@ struct Keys {
 };
 
 // out[j, b, 0/1, k] = sum_d x_d[k] key_j,b/a[d, k] 2^-32 for `keys` keys j. x_d[k] is own[b, k] on the
-// digit's own limbs (`digit_of[k] == d`), else digits[b, d, k]. At most eight digits: 8 p^2 <
-// 4 p 2^32. Then addend[b, k], if it has that limb, is added to the first of both, and the
-// automorphism of the key follows by scattering.
+// digit's own limbs (`digit_of[k] == d`; own has `own_step` rows for each b), else digits[b, d, k].
+// At most eight digits: 8 p^2 < 4 p 2^32. Then addend[b, k], if it has that limb, is added to the
+// first of both, and the automorphism of the key follows by scattering.
 // Grid: (polynomials, blocks of points, limbs): those that share a part of the keys follow each other.
 KERNEL(inner_products, THREADS)
-(u32* out, const u32* digits, const u32* own, int own_limbs, Keys all, int keys, const int* digit_of,
+(u32* out, const u32* digits, const u32* own, int own_step, Keys all, int keys, const int* digit_of,
  int count, int limbs, const int* primes, const u32* addend, int addend_limbs, const Prime* table) {
     const u32 b = blockIdx.x, k = blockIdx.z;
     const u32 point = (blockIdx.y * THREADS + threadIdx.x) * VECTOR;
@@ -113,7 +113,7 @@ KERNEL(inner_products, THREADS)
     }
     for (int d = 0; d < count; d++) {
         const Quad x = load(point + (digit_of[k] == d
-                                         ? own + ((size_t)b * own_limbs + k) * N
+                                         ? own + ((size_t)b * own_step + k) * N
                                          : digits + (((size_t)b * count + d) * limbs + k) * N));
         UNROLL for (int j = 0; j < KEYS; j++) {
             if (j >= keys) break;

@@ -85,10 +85,10 @@ PHASED(ntt_tails, TAIL_THREADS)(u32* x_, Rows rows, Twiddles twiddles, const Pri
 }
 
 // An addend of a division, `[batch, used, limbs, N]`, which is repeated if there are more
-// polynomials; nullptr for none.
+// polynomials, `step` rows from one to the next; nullptr for none.
 struct Addend {
     const u32* data;
-    int used, limbs, batch;
+    int used, limbs, batch, step;
 };
 
 DEVICE bool has_addend(Addend a, int poly, int components) {
@@ -96,8 +96,8 @@ DEVICE bool has_addend(Addend a, int poly, int components) {
 }
 
 DEVICE const u32* addend_row(Addend a, int poly, int components, int row) {
-    const size_t which = (size_t)(poly / components % a.batch) * a.used + poly % components;
-    return a.data + (which * a.limbs + row) * N;
+    const size_t first = (size_t)(poly / components % a.batch) * a.step;
+    return a.data + (first + poly % components * a.limbs + row) * N;
 }
 
 // Second launch of the forward transform of a remainder, and the division that it is for:
@@ -132,7 +132,7 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
 // Second launch of the forward transform of raised digits, and their product with a key: what
 // `inner_product` computes, without writing the transformed digits. Grid: as above.
 PHASED(ntt_tails_inner, TAIL_THREADS)
-(u32* out, const u32* digits, const u32* own_x, int own_limbs, const u32* key_b, const u32* key_a,
+(u32* out, const u32* digits, const u32* own_x, int own_step, const u32* key_b, const u32* key_a,
  const int* key_rows, const int* digit_of, int count, int limbs, const int* primes,
  Twiddles twiddles, const Prime* table) {
     TAIL_OF_THREAD
@@ -145,7 +145,7 @@ PHASED(ntt_tails_inner, TAIL_THREADS)
     UNROLL for (int i = 0; i < 16; i++) s0[i] = s1[i] = 0;
     for (int d = 0; d < count; d++) {
         if (digit_of[k] == d) {
-            const u32* row = own_x + ((size_t)b * own_limbs + k) * N + tail * TAIL + lane;
+            const u32* row = own_x + ((size_t)b * own_step + k) * N + tail * TAIL + lane;
             UNROLL for (int i = 0; i < 16; i++) x[i] = row[16 * i];
         } else {
             FORWARD_TAIL(digits + (((size_t)b * count + d) * limbs + k) * N)
