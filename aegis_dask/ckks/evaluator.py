@@ -95,10 +95,11 @@ class Evaluator:
 
     def _add_runs(self, x: Ciphertext, constants: NDArray[np.uint32]) -> Ciphertext:
         """Add ``[limb, run]`` to component 0, and 0 to the others: every word is copied anyway."""
-        rows = np.zeros((len(constants), x.batch, x.components, constants.shape[1]), np.uint32)
+        limbs, runs = constants.shape
+        rows = np.zeros((limbs, x.batch, x.components, runs), np.uint32)
         rows[:, :, 0] = constants[:, None]
-        rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        return x.with_data(self.params.ring.add_runs(x.data, rows, self.params.limbs(x.level)))
+        flat = rows.reshape(limbs, -1, runs)
+        return x.with_data(self.params.ring.add_runs(x.data, flat, self.params.limbs(x.level)))
 
     def negate(self, x: Ciphertext) -> Ciphertext:
         """Return -x."""

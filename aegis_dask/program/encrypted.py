@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
+from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper, working_bytes
 from aegis_dask.ckks.encoder import Encoder
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.objects import Ciphertext
@@ -21,6 +21,8 @@ from aegis_dask.program.operations import PlainMatrix, Refresh, Shape, Store
 from aegis_dask.program.weights import PreparedWeights
 from aegis_dask.ring.backend import concatenate, contiguous
 
+REFRESH_PARTS = 8
+"""Parts (`Ring.part_bytes`) that refreshing several ciphertexts at a time may work in."""
 WEIGHT_BYTES = 1 << 26
 """Encoded weights held at a time by `matrix_product`."""
 MIN_RUN = 32
@@ -376,19 +378,25 @@ class Encrypted:
         batch = x.batch
         if how.shrink:
             batch = batch.with_data(batch.data, scale=batch.scale * Scale({2: how.shrink}))
-        done: list[Ciphertext] = []
-        # One at a time: a batch would need as many times the memory.
-        for i in range(0, batch.batch, 1 + how.merged):
-            one = batch[i : i + 1]
+        # A batch needs as many times the memory as one.
+        room = REFRESH_PARTS * self.params.ring.part_bytes
+        step = max(1, room // working_bytes(bootstrapper.params)) * (1 + how.merged)
+        data: Any = None
+        for i in range(0, batch.batch, step):
+            some = batch[i : i + step]
             if how.merged:
-                done += bootstrapper.refresh_pair(one, batch[i + 1 : i + 2])
+                parts: Sequence[Ciphertext] = bootstrapper.refresh_pair(some[::2], some[1::2])
             elif how.iterations > 1:
-                fine = bootstrapper.refresh_precise(one, iterations=how.iterations, real=how.real)
-                done.append(fine)
+                fine = bootstrapper.refresh_precise(some, iterations=how.iterations, real=how.real)
+                parts = [fine]
             else:
-                done.append(bootstrapper.refresh(one, how.real))
-        data = concatenate(self.params.ring, [y.data for y in done])
-        refreshed = self._like(done[0].with_data(data), x)
+                parts = [bootstrapper.refresh(some, how.real)]
+            if data is None:
+                done = parts[0]
+                data = self.params.ring.empty((batch.batch, *done.data.shape[1:]))
+            for k, part in enumerate(parts):
+                data[i + k : i + step : len(parts)] = part.data
+        refreshed = self._like(done.with_data(data), x)
         return self.multiply_integer(refreshed, 1 << how.shrink) if how.shrink else refreshed
 
     # -- plaintext matrices ------------------------------------------------------------------

@@ -287,7 +287,7 @@ class Bootstrapper:
     def _modular(self, x: Ciphertext, keys: BootstrappingKeys, real: bool) -> Ciphertext:
         """Return the refreshed parts: real ones, then imaginary ones unless `real`."""
         ev = self._evaluator
-        with keeping(working_bytes(self.params)):
+        with keeping(x.batch * working_bytes(self.params)):
             x = ev.to_level(x, self.input_level)
             if self.slots_first:
                 for f in self.slots_to_coeffs:
