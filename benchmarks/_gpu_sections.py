@@ -26,11 +26,13 @@ from aegis_dask.ckks.precision import precision_stats
 from aegis_dask.models.calibration import calibrate
 from aegis_dask.models.checkpoint import BertConfig, random_bert
 from aegis_dask.models.graphs import load_graph
+from aegis_dask.models.programs import OUTPUT
 from aegis_dask.ring.backend import Ring
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.service import local
+from aegis_dask.service.client import Client
 from aegis_dask.service.job import make_job
-from aegis_dask.terminal import Terminal
+from aegis_dask.service.server import Server
 from benchmarks._moving import host, moved
 
 BATCHES = 5
@@ -324,7 +326,11 @@ def bootstrap(section: Section) -> None:
 
 
 def layer(section: Section, config: BertConfig, tokens: int, secure: bool) -> None:
-    """Run one encoder layer of a shape, on one worker in this process."""
+    """Run one encoder layer of a shape twice, on one worker in this process.
+
+    The first run prepares the weights (`program.weights`), which the second finds on the device:
+    that is what every further request takes, and what is recorded.
+    """
     rng = section.rng
     model = random_bert(config, int(rng.integers(1 << 30)))
     samples = [rng.integers(0, config.vocabulary, tokens) for _ in range(SAMPLES)]
@@ -336,11 +342,19 @@ def layer(section: Section, config: BertConfig, tokens: int, secure: bool) -> No
         allow_insecure=not secure,
     )  # fmt: skip
     prepared = local.prepare(job, ids)
+    client = Client.create(job)
+    keys = client.evaluation_keys()
+    key_bytes = keys.nbytes
     with Executor.local(1, processes=False) as executor:
-        outcome = local.run_encrypted(prepared, executor, Terminal(False))
-    result = outcome.result
+        server = Server(job, keys, executor)
+        del keys
+        x = client.encrypt(prepared.x)
+        first, result = (server.evaluate(x, len(prepared.x)) for _ in range(2))
+    output = client.decrypt(result.outputs[OUTPUT])
+    outcome = local.Outcome(prepared, result, output, "encrypted")
     spans = sorted(s.stop - s.start for s in result.timeline)
     figures = {
+        "first_seconds": first.seconds,
         "median_task_seconds": spans[len(spans) // 2],
         "dask_share": 1 - result.scheduling.busy / result.seconds,
         "largest_error": outcome.precision.max_error,
@@ -349,7 +363,8 @@ def layer(section: Section, config: BertConfig, tokens: int, secure: bool) -> No
         repr(job.params),
         f"{result.tasks} tasks, median {figures['median_task_seconds'] * 1e3:.0f} ms",
         f"Dask {figures['dask_share']:.1%} of the time",
-        f"{job.keys.count} keys, {outcome.key_bytes / 1e9:.1f} GB",
+        f"{first.seconds:.2f} s with weights to prepare",
+        f"{job.keys.count} keys, {key_bytes / 1e9:.1f} GB",
         f"largest error {outcome.precision.max_error:.1e}",
         f"12 layers at this rate: {12 * result.seconds:.0f} s",
     ]
