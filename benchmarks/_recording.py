@@ -59,6 +59,10 @@ class Log:
     listens: bool = True
     small: dict[int, bytes] = field(default_factory=dict)
     """Contents of small arrays that were uploaded, by address."""
+    held: int = 0
+    """Bytes of arrays that exist."""
+    peak: int = 0
+    """The most that there were since it was set."""
 
     def add(self, kernel: str, size: int) -> None:
         """Write a copy or filling down."""
@@ -66,11 +70,24 @@ class Log:
             self.launches.append(Launch(kernel, (1, 1, 1), (size,)))
 
 
+class _Buffer:
+    """What an array and its views share: it counts as memory while one of them lives."""
+
+    def __init__(self, log: Log, size: int) -> None:
+        self.log, self.size, self.address = log, size, next(_addresses)
+        log.held += size
+        log.peak = max(log.peak, log.held)
+
+    def __del__(self) -> None:
+        self.log.held -= self.size
+
+
 class RecordedArray:
     """An array without memory: shape, strides and an address."""
 
-    def __init__(self, log: Log, shadow: NDArray[Any], address: int) -> None:
-        self._log, self._shadow, self.address = log, shadow, address
+    def __init__(self, buffer: _Buffer, shadow: NDArray[Any], offset: int = 0) -> None:
+        self._buffer, self._shadow, self._offset = buffer, shadow, offset
+        self.address = buffer.address + offset
         self.shape, self.strides, self.dtype = shadow.shape, shadow.strides, shadow.dtype
         self.ndim, self.size, self.flags = shadow.ndim, shadow.size, shadow.flags
         self.nbytes, self.itemsize = shadow.nbytes, shadow.itemsize
@@ -83,13 +100,13 @@ class RecordedArray:
 
     def _view(self, shadow: NDArray[Any]) -> RecordedArray:
         places = (a.__array_interface__["data"][0] for a in (shadow, self._shadow))
-        return RecordedArray(self._log, shadow, self.address + next(places) - next(places))
+        return RecordedArray(self._buffer, shadow, self._offset + next(places) - next(places))
 
     def __getitem__(self, index: Any) -> RecordedArray:
         return self._view(self._shadow[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._log.add("fill" if np.isscalar(value) else "copy", self._shadow[index].nbytes)
+        self._buffer.log.add("fill" if np.isscalar(value) else "copy", self._shadow[index].nbytes)
 
     def reshape(self, *shape: Any) -> RecordedArray:
         """Return a view; nothing here reshapes what would have to be copied."""
@@ -98,7 +115,7 @@ class RecordedArray:
             rest = self.size // prod(n for n in wanted if n != -1)
             wanted = tuple(rest if n == -1 else n for n in wanted)
         if self.flags.c_contiguous:
-            return RecordedArray(self._log, _shadow(wanted, self.dtype), self.address)
+            return RecordedArray(self._buffer, _shadow(wanted, self.dtype), self._offset)
         shadow = self._shadow.view()
         shadow.shape = wanted
         return self._view(shadow)
@@ -113,8 +130,8 @@ class RecordedArray:
 
     def copy(self) -> RecordedArray:
         """Return another array."""
-        self._log.add("copy", self.nbytes)
-        return RecordedArray(self._log, _shadow(self.shape, self.dtype), next(_addresses))
+        self._buffer.log.add("copy", self.nbytes)
+        return _new(self._buffer.log, self.shape, self.dtype)
 
 
 _addresses = itertools.count(1 << 40, 1 << 20)
@@ -130,6 +147,11 @@ def _shadow(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return as_strided(item, shape, tuple(reversed(strides)))
 
 
+def _new(log: Log, shape: tuple[int, ...], dtype: Any) -> RecordedArray:
+    shadow = _shadow(tuple(shape), dtype)
+    return RecordedArray(_Buffer(log, shadow.nbytes), shadow)
+
+
 class RecordingDevice:
     """A `Device` of the GPU backend."""
 
@@ -138,11 +160,11 @@ class RecordingDevice:
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """See `Device.empty`."""
-        return RecordedArray(self.log, _shadow(tuple(shape), np.uint32), next(_addresses))
+        return _new(self.log, shape, np.uint32)
 
     def upload(self, x: NDArray[Any]) -> Any:
         """See `Device.upload`."""
-        out = RecordedArray(self.log, _shadow(x.shape, x.dtype), next(_addresses))
+        out = _new(self.log, x.shape, x.dtype)
         if x.nbytes <= _SMALL:
             self.log.small[out.address] = x.tobytes()
         return out

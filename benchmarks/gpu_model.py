@@ -210,6 +210,8 @@ class Prediction:
         Predicted, of the GPU.
     host_seconds
         Measured here: to prepare the launches, without what the driver takes (2 to 3 us each).
+    memory
+        The most bytes of the device at a time, keys and weights among them.
     kernels
         Predicted seconds of each.
     """
@@ -220,6 +222,7 @@ class Prediction:
     instructions: float
     seconds: float
     host_seconds: float
+    memory: int
     kernels: dict[str, float]
 
 
@@ -227,6 +230,7 @@ def predict(name: str, log: Log, call: Callable[[], Any]) -> Prediction:
     """Record a call, and time others."""
     call()
     log.launches.clear()
+    log.peak = log.held
     call()
     costs = [(launch.kernel, cost(launch)) for launch in log.launches]
     log.launches.clear()
@@ -246,6 +250,7 @@ def predict(name: str, log: Log, call: Callable[[], Any]) -> Prediction:
         sum(c.instructions for _, c in costs),
         sum(c.seconds for _, c in costs),
         best,
+        log.peak,
         {k: float(v) for k, v in kernels.most_common()},
     )
 
@@ -309,8 +314,9 @@ def markdown(found: Sequence[Prediction], kernels: int = 4) -> str:
         most = ", ".join(f"{k} {v / p.seconds:.0%}" for k, v in list(p.kernels.items())[:kernels])
         times = (p.size / BANDWIDTH, p.instructions / ISSUE, p.seconds, p.host_seconds)
         shown = [f"{number(t * scale)} {unit}" for t in times]
-        rows.append([p.name, f"{p.launches:,}", *shown, most])
-    header = ["", "launches", "bytes", "instructions", "predicted", "host", "of which"]
+        memory = f"{p.memory / 1e9:.1f} GB"
+        rows.append([p.name, f"{p.launches:,}", *shown, memory, most])
+    header = ["", "launches", "bytes", "instructions", "predicted", "host", "memory", "of which"]
     return table(header, rows)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
 
 import pytest
 
 from aegis_dask.ring.cuda_backend import sources
+from aegis_dask.ring.cuda_backend.device import OPTIONS
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -31,7 +33,7 @@ def compile_for(architecture: str, log_n: int) -> tuple[bytes, str]:
     except RuntimeError as e:  # the library itself is missing
         pytest.skip(str(e))
     options = [
-        b"--std=c++17",
+        *(o.replace("-std", "--std").encode() for o in OPTIONS),
         f"-DLOG_N={log_n}".encode(),
         f"--gpu-architecture={architecture}".encode(),
         b"--ptxas-options=-v",
@@ -73,6 +75,44 @@ def test_every_kernel_compiles_and_fits(architecture: str) -> None:
         assert spilled <= MAX_SPILLED, f"{name}: {spilled} bytes"
         assert registers * sources.threads(name, 16) <= MAX_REGISTERS, name
         assert shared <= 48 << 10, name
+
+
+def instructions(code: bytes) -> dict[str, int]:
+    """Kernel -> 16-byte instructions of its section of the machine code, an ELF file."""
+    assert code[:5] == b"\x7fELF\x02"
+    (table,) = struct.unpack_from("<Q", code, 40)
+    each, count, names = struct.unpack_from("<3H", code, 58)
+    headers = [struct.unpack_from("<2I4Q", code, table + each * i) for i in range(count)]
+    first = headers[names][4]
+    found = {}
+    for name, _, _, _, _, size in headers:
+        text = code[first + name : code.index(b"\0", first + name)].decode()
+        if text.startswith(".text."):
+            found[text.removeprefix(".text.")] = size // 16
+    return found
+
+
+def test_loops_over_registers_are_unrolled() -> None:
+    """As `benchmarks.gpu_model` counts them; a loop over registers picks them by moves."""
+    code, _ = compile_for("sm_90", 16)
+    found = instructions(code)
+    assert found.keys() == sources.kernels().keys()
+    limits = {
+        "ntt_rows": 600,
+        "ntt_tails": 740,
+        "intt_rows": 700,
+        "intt_tails": 880,
+        "ntt_tails_inner": 1260,
+        "ntt_tails_divide": 1950,
+        "add": 70,
+        "tensor": 250,
+        "inner_products": 1000,
+        "convert": 720,
+        "gemm": 1300,
+        "gemm_thin": 700,
+        "contract": 800,
+    }
+    assert {k: v for k, v in found.items() if v > limits.get(k, 2000)} == {}
 
 
 @pytest.mark.parametrize("log_n", [10, 11, 15, 17])
