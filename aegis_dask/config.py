@@ -15,6 +15,7 @@ BACKEND = "aegis.backend"
 MACHINE = "aegis.machine"
 TLS = "aegis.tls"
 PREPARED_WEIGHTS = "aegis.prepared-weights"
+DEVICE_KEYS = "aegis.device-keys"
 
 
 def backend() -> str:
@@ -35,15 +36,30 @@ def prepared_weights() -> int | None:
     BackendError
         If the setting is no size.
     """
-    found = dask.config.get(PREPARED_WEIGHTS, "auto")
+    return _size(PREPARED_WEIGHTS)
+
+
+def device_keys() -> int | None:
+    """Return how many bytes of evaluation keys may be on a GPU at a time; None for "auto".
+
+    Raises
+    ------
+    BackendError
+        If the setting is no size.
+    """
+    return _size(DEVICE_KEYS)
+
+
+def _size(name: str) -> int | None:
+    found = dask.config.get(name, "auto")
     if found is None or str(found).lower() == "auto":
         return None
     try:
         return int(parse_bytes(found))
     except (TypeError, ValueError, AttributeError):
+        variable = "DASK_" + name.upper().replace(".", "__").replace("-", "_")
         raise BackendError(
-            f"{PREPARED_WEIGHTS} is set to {found!r} (DASK_AEGIS__PREPARED_WEIGHTS); give a size "
-            "such as '2 GiB', or 'auto'"
+            f"{name} is set to {found!r} ({variable}); give a size such as '2 GiB', or 'auto'"
         ) from None
 
 

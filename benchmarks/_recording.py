@@ -20,6 +20,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from aegis_dask.ring.cuda_backend import arguments
+from aegis_dask.ring.cuda_backend.device import KEY_PARTS
+from aegis_dask.ring.cuda_backend.residency import Residency
 from aegis_dask.ring.cuda_backend.ring import CudaRing
 from aegis_dask.ring.registry import BACKENDS
 
@@ -156,7 +158,7 @@ class RecordingDevice:
     """A `Device` of the GPU backend."""
 
     def __init__(self, log: Log) -> None:
-        self.log = log
+        self.log, self.keys = log, Residency(self.upload, MEMORY // KEY_PARTS)
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """See `Device.empty`."""

@@ -250,8 +250,8 @@ def open_expanded(
     for entry, (b, a) in zip(entries, halves, strict=True):
         if verify:
             verify_halves(path / DATA, str(entry), (b, a), entry.sha256)
-        key = EvaluationKey(params, params.ring.from_host(b), entry.seed, entry.level)
-        vars(key)["a"] = params.ring.from_host(a)  # where cached_property keeps it
+        key = EvaluationKey(params, params.ring.keep(b), entry.seed, entry.level)
+        vars(key)["a"] = params.ring.keep(a)  # where cached_property keeps it
         keys[entry.element] = key
     galois = {element: key for element, key in keys.items() if element is not None}
     return EvaluationKeys(params, keys.get(None), galois)

@@ -60,6 +60,9 @@ class Ring(Protocol):
     def from_host(self, x: NDArray[Any]) -> Array:
         """Copy a host array of any kind to the device (no copy on the CPU)."""
 
+    def keep(self, x: NDArray[np.uint32]) -> Array:
+        """Return a key of the host as kernels take it: on the device, as long as there is room."""
+
     def to_host(self, x: Array) -> NDArray[np.uint32]:
         """Copy a device array to the host (no copy on the CPU)."""
 

@@ -24,10 +24,10 @@ def _make_cpu(chain: ModulusChain) -> Ring:
 
 
 def _make_cuda(chain: ModulusChain) -> Ring:
-    from aegis_dask.ring.cuda_backend.device import CupyDevice
+    from aegis_dask.ring.cuda_backend.device import this_device
     from aegis_dask.ring.cuda_backend.ring import CudaRing
 
-    return CudaRing(chain, CupyDevice())
+    return CudaRing(chain, this_device())
 
 
 BACKENDS: dict[str, Callable[[ModulusChain], Ring]] = {"cpu": _make_cpu, "cuda": _make_cuda}

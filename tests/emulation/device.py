@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from aegis_dask.ring.cuda_backend import sources
+from aegis_dask.ring.cuda_backend.residency import Residency
 
 HEADER = Path(__file__).with_name("emulation.h")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -96,6 +97,9 @@ class DeviceArray:
 
 class EmulatedDevice:
     """Runs kernels on the host."""
+
+    def __init__(self, keys: int = 1 << 40) -> None:
+        self.keys = Residency(self.upload, keys)
 
     def empty(self, shape: tuple[int, ...]) -> DeviceArray:
         """Return an array of noise: what is not written shows."""

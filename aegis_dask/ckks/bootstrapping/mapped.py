@@ -41,6 +41,7 @@ from aegis_dask.ckks.mapped import (
     write_index,
 )
 from aegis_dask.errors import SerializationError
+from aegis_dask.ring.registry import get_ring
 
 EVALUATION = "evaluation"
 
@@ -136,8 +137,9 @@ def open_expanded_bootstrapping(
     for entry, (b, a) in zip(entries, halves, strict=True):
         if verify:
             verify_halves(path / DATA, tensor_name(entry.rotation), (b, a), entry.sha256)
-        key = entry.layout.key(b, entry.seed)
-        vars(key)["a"] = key.ring.from_host(a)  # where cached_property keeps it
+        ring = get_ring(entry.layout.chain)
+        key = SeededKey(ring, entry.layout.limbs, ring.keep(b), entry.seed)
+        vars(key)["a"] = key.ring.keep(a)  # where cached_property keeps it
         own[entry.rotation] = key
     return from_own_keys(params, evaluation, own)
 

@@ -341,6 +341,8 @@ class Recorder:
         self.note("from_host", out, (PerLimb(x),))
         return out
 
+    keep = from_host
+
     def to_host(self, x: Any) -> Any:
         """Refuse: there is no data."""
         raise ClusterError("a program that is written down has no data to look at")

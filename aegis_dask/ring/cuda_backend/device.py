@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_dask import config
 from aegis_dask.errors import BackendError, DeviceMemoryError
 from aegis_dask.ring.cuda_backend import sources
+from aegis_dask.ring.cuda_backend.residency import Residency
 
 OPTIONS = ("-std=c++17", "--extra-device-vectorization")
+KEY_PARTS = 2
+"""A half of the GPU's memory may hold evaluation keys, unless it is configured."""
 INSTALL = "pip install 'aegis-dask[cuda13]' (or cuda12, as 'nvidia-smi' says)"
 
 
@@ -66,11 +70,20 @@ def is_available() -> bool:
     return True
 
 
+@lru_cache(maxsize=1)
+def this_device() -> CupyDevice:
+    """Return the GPU of this process, which all rings share: its room for keys is one."""
+    return CupyDevice()
+
+
 class CupyDevice:
     """The current GPU of this process; arrays are CuPy's, from its current allocator."""
 
     def __init__(self) -> None:
         self.cupy = require_cupy()
+        configured = config.device_keys()
+        room = self.memory() // KEY_PARTS if configured is None else configured
+        self.keys = Residency(self.upload, room)
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """Return an uninitialised uint32 array."""
@@ -135,7 +148,8 @@ class CupyDevice:
             raise DeviceMemoryError(
                 f"{size / 1e9:.2f} GB more are needed on the GPU, which has {free / 1e9:.2f} of "
                 f"{total / 1e9:.2f} GB left beside the pool; use more workers, shorter sequences, "
-                "or a lower memory target for tasks (target_seconds)"
+                "a lower memory target for tasks (target_seconds), or less room for keys "
+                "(DASK_AEGIS__DEVICE_KEYS='4 GiB')"
             ) from e
 
 

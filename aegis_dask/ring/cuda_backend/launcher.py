@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from aegis_dask.ring.backend import Array, Limbs
 from aegis_dask.ring.cuda_backend.arguments import pack
+from aegis_dask.ring.cuda_backend.residency import Residency
 
 KEPT_CONTENTS = 4096
 """Small arrays of constants of plaintexts that are kept on the device."""
@@ -20,6 +21,9 @@ MAX_CONTENT_BYTES = 1 << 16
 
 class Device(Protocol):
     """Where arrays are and kernels run: a GPU, or its emulation in the tests."""
+
+    keys: Residency
+    """Evaluation keys that are on it."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Return an uninitialised uint32 array."""

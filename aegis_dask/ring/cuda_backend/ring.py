@@ -17,6 +17,7 @@ from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.cuda_backend import twiddles
 from aegis_dask.ring.cuda_backend.launcher import Device, Launcher
+from aegis_dask.ring.cuda_backend.residency import KeptArray
 from aegis_dask.ring.cuda_backend.sources import (
     CHACHA_THREADS,
     COLUMNS,
@@ -38,6 +39,7 @@ SMALLEST_PART, PARTS = 1 << 26, 64
 """Operations work on a 64th of the device's memory at a time: their temporaries take several times
 that, and smaller launches do not fill the device."""
 WEIGHT_PARTS = 16
+"""Likewise, of prepared weights, unless it is configured."""
 _NO_KEY = (0, 0, 0, 1)
 _NO_ADDEND = (0, 0, 0, 1, 0)
 THIN_GROUPS = 2
@@ -202,9 +204,18 @@ class CudaRing:
         out: Array = self.device.upload(x)
         return out
 
+    def keep(self, x: NDArray[np.uint32]) -> Array:
+        """See `Ring.keep`."""
+        kept: Any = KeptArray(x)
+        return kept
+
     def to_host(self, x: Array) -> NDArray[np.uint32]:
         """Copy a device array to the host."""
-        return self.device.download(x)
+        given: Any = x
+        host: NDArray[np.uint32] = (
+            given.host if isinstance(given, KeptArray) else self.device.download(x)
+        )
+        return host
 
     def synchronize(self) -> None:
         """See `Ring.synchronize`."""
@@ -573,7 +584,7 @@ class CudaRing:
     def _prepared_key(self, x: Array, c: DigitRaise, key: HoistedKey) -> tuple[Any, Structure]:
         """Return a key as `Key` of the sources, and the arrays that it points to."""
         index = self._key_index(x, c, key.b, key.a, key.rows)
-        b, a = self.device.contiguous(key.b), self.device.contiguous(key.a)
+        b, a = self._key_half(key.b), self._key_half(key.a)
         address = self.device.address
         inverse = pow(self._galois(key.galois_element), -1, 2 * self.degree)
         return (b, a), (address(b), address(a), address(index), inverse)
@@ -595,6 +606,11 @@ class CudaRing:
 
         return self._launcher.kept(c, name, make)
 
+    def _key_half(self, x: Any) -> Array:
+        if isinstance(x, KeptArray):
+            return self.device.keys.on_device(x)
+        return self.device.contiguous(x)
+
     def _inner_arguments(
         self, x: Array, digits: Array, held: _Raising, key_b: Array, key_a: Array, index: Any
     ) -> tuple[Any, ...]:
@@ -603,8 +619,8 @@ class CudaRing:
             self.device.contiguous(digits),
             x,
             step,
-            self.device.contiguous(key_b),
-            self.device.contiguous(key_a),
+            self._key_half(key_b),
+            self._key_half(key_a),
             index,
             held.digit_of,
             digits.shape[1],

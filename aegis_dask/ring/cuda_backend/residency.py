@@ -1,0 +1,83 @@
+"""Arrays that stay on the host and are on the device while there is room: evaluation keys.
+
+Keys are tens of gigabytes for long sequences. Up to a bound they are all on the device; beyond it
+those in use come from the host, in place of others. Which others is chosen at random: programs go
+through their keys in the same order again and again, and the one used longest ago would always be
+the one that is needed next.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_dask.ring.backend import Array
+
+
+class KeptArray:
+    """An array of the host that kernels take: it is brought to the device for them."""
+
+    def __init__(self, host: NDArray[np.uint32]) -> None:
+        self.host = host
+        self.shape, self.ndim, self.dtype = host.shape, host.ndim, host.dtype
+        self.size, self.nbytes, self.itemsize = host.size, host.nbytes, host.itemsize
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __getitem__(self, index: Any) -> KeptArray:
+        return KeptArray(self.host[index])
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("an array of the device was used as one of NumPy's; copy it with to_host")
+
+
+class Residency:
+    """Copies of kept arrays on a device, at most `limit` bytes and the last one.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes on the device.
+    uploads
+        How often an array has been brought there.
+    """
+
+    def __init__(self, upload: Callable[[NDArray[Any]], Array], limit: int) -> None:
+        self.limit, self.nbytes, self.uploads = limit, 0, 0
+        self._upload = upload
+        self._held: dict[int, Array] = {}
+        self._order: list[int] = []
+        # A finalizer may run while the lock is held, in the same thread.
+        self._lock = threading.RLock()
+
+    def on_device(self, x: KeptArray) -> Array:
+        """Return the copy on the device, made if there is none."""
+        key = id(x)
+        with self._lock:
+            found = self._held.get(key)
+            if found is not None:
+                return found
+            while self._order and self.nbytes + x.nbytes > self.limit:
+                self._drop(random.choice(self._order))
+            made = self._held[key] = self._upload(np.ascontiguousarray(x.host))
+            self._order.append(key)
+            self.nbytes += x.nbytes
+            self.uploads += 1
+            weakref.finalize(x, self._forget, key)
+        return made
+
+    def _drop(self, key: int) -> None:
+        self.nbytes -= self._held.pop(key).nbytes
+        self._order.remove(key)
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            if key in self._held:
+                self._drop(key)
