@@ -24,6 +24,7 @@ from aegis_dask._version import __version__
 from aegis_dask.config import BACKEND
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.cuda_backend.device import require_cupy
+from aegis_dask.ring.registry import backend_name
 from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
 from aegis_dask.runtime.security import agree, check_handshake
 from aegis_dask.runtime.settings import CONFIG
@@ -36,7 +37,7 @@ LOCAL_CONFIG = {
     # Connections within one machine: whoever does not accept in that time has ended.
     "distributed.comm.timeouts.connect": "10s",
 }
-CUDA = "cuda"
+CPU, CUDA = "cpu", "cuda"
 POOL = 0.8
 """Share of a GPU's memory that RMM takes at the start."""
 QUIET = ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core")
@@ -83,7 +84,9 @@ def start_local(
     dashboard
         Serve the dashboard, at a free port or the one given.
     memory_limit
-        Of each worker: bytes or text such as ``"4GB"``; None for an equal share of the memory.
+        Of each worker: bytes or text such as ``"4GB"``; None for an equal share of the memory, or
+        for none where values are on a GPU: Dask would take them for memory of the host, and write
+        them to its disk.
     protocol
         ``"tcp://"`` for connections even between threads.
     stack
@@ -93,6 +96,8 @@ def start_local(
         raise ClusterError(f"{workers} workers were asked for; one or more are needed")
     port = 0 if dashboard is True else int(dashboard)
     options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
+    if memory_limit is None:
+        memory_limit = system.MEMORY_LIMIT // workers if backend_name() == CPU else 0
     # A while after a worker was lost the cluster looks whether there is one of its name, and else
     # gives it up for good. If its successor has been lost just then, that is the wrong moment.
     stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "10 days"}))
@@ -107,7 +112,7 @@ def start_local(
             scheduler_kwargs={"dashboard": dashboard is not False},
             worker_dashboard_address=None,
             worker_class=None if processes else _LoopbackWorker,
-            memory_limit=system.MEMORY_LIMIT // workers if memory_limit is None else memory_limit,
+            memory_limit=memory_limit,
             silence_logs=logging.CRITICAL,
             **options,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,8 +206,7 @@ class CudaRing:
 
     def keep(self, x: NDArray[np.uint32]) -> Array:
         """See `Ring.keep`."""
-        kept: Any = KeptArray(x)
-        return kept
+        return cast("Array", KeptArray(x))
 
     def to_host(self, x: Array) -> NDArray[np.uint32]:
         """Copy a device array to the host."""
