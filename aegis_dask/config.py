@@ -11,6 +11,8 @@ from dask.utils import parse_bytes
 
 from aegis_dask.errors import BackendError
 
+CPU, CUDA = "cpu", "cuda"
+"""Backends."""
 BACKEND = "aegis.backend"
 MACHINE = "aegis.machine"
 TLS = "aegis.tls"

@@ -176,6 +176,8 @@ _LINKS = {
     # Both directions at once, with two cores that also serialise (aegis bench --calibrate).
     "loopback": Link("TCP on one host", 0.4e9, 2e-3),
 }
+GPU_SPEED = 100.0
+"""Of a GPU of which nothing else is known, beside a thread of a CPU: to cut runs into tasks."""
 _DEVICES = {
     "cpu": Device("a CPU thread", 8 * GIB, 1.0, 8e9),
     # Never measured: the memory traffic of a key switch at the copy bandwidth, over the time of one

@@ -21,7 +21,7 @@ from distributed.comm import connect as open_comm
 from distributed.core import send_recv
 
 from aegis_dask._version import __version__
-from aegis_dask.config import BACKEND
+from aegis_dask.config import BACKEND, CPU, CUDA
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.cuda_backend.device import require_cupy
 from aegis_dask.ring.registry import backend_name
@@ -37,7 +37,6 @@ LOCAL_CONFIG = {
     # Connections within one machine: whoever does not accept in that time has ended.
     "distributed.comm.timeouts.connect": "10s",
 }
-CPU, CUDA = "cpu", "cuda"
 POOL = 0.8
 """Share of a GPU's memory that RMM takes at the start."""
 QUIET = ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core")

@@ -444,7 +444,8 @@ class Executor:
         if analysis is not None:
             sizes = analysis.node_bytes
             if stage_work is None:
-                stage_work = [s / (self.threads or 1) for s in analysis.stage_work]
+                speed = (self.threads or 1) * loaded.speed
+                stage_work = [s / speed for s in analysis.stage_work]
         if stage_work is None:
             stage_work = [UNKNOWN_STAGE_SECONDS] * len(program.stages)
         if machine is None and config.machine():

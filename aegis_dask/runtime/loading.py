@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.config import CPU
 from aegis_dask.dashboard.monitor import OPENED
 from aegis_dask.errors import AegisError, ClusterError
+from aegis_dask.placement.devices import GPU_SPEED
 from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
@@ -43,14 +45,20 @@ class Loaded:
     weights
         Directory of its weights there, "" without files.
     opened
-        Workers that have opened it.
+        Workers that have opened it, and the backend of each.
     """
 
     name: str
     context: Context
     files: list[Path] = field(default_factory=list)
     weights: str = ""
-    opened: set[str] = field(default_factory=set)
+    opened: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def speed(self) -> float:
+        """How much faster than a CPU's thread the slowest of the workers is, estimated."""
+        on_gpus = self.opened and all(backend != CPU for backend in self.opened.values())
+        return GPU_SPEED if on_gpus else 1.0
 
 
 @dataclass
@@ -134,8 +142,8 @@ class Loader:
         ClusterError
             If a worker cannot.
         """
-        opening = [
-            self.client.submit(
+        opening = {
+            address: self.client.submit(
                 plugin.open_context,
                 loaded.name,
                 str(Path(directory) / loaded.name),
@@ -146,15 +154,15 @@ class Loader:
             )
             for address, directory in where.items()
             if address not in loaded.opened
-        ]
+        }
         try:
-            for future in opening:  # one by one: an interrupted `gather` of several prints errors
-                future.result()
+            # One by one: an interrupted `gather` of several prints errors.
+            opened = {address: future.result() for address, future in opening.items()}
         except AegisError:
             raise
         except Exception as e:
             raise ClusterError(f"a worker cannot open keys and weights: {e}") from e
-        loaded.opened |= set(where)
+        loaded.opened |= opened
 
     def forget_workers(self) -> None:
         """Take note that all workers are new, and have opened nothing."""

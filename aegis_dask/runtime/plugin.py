@@ -19,6 +19,7 @@ from distributed import WorkerPlugin, get_worker
 from aegis_dask.dashboard.metrics import Meter, serve_worker, withdraw_worker
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.memory import age
+from aegis_dask.ring.registry import backend_name
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
 from aegis_dask.runtime.graph import make_keys
@@ -163,8 +164,11 @@ def plugin_of(worker: Any) -> AegisPlugin:
     return found
 
 
-def open_context(name: str, directory: str, owner: str) -> None:
-    """Open a context of a client on the worker that runs this task, and load its kernels."""
+def open_context(name: str, directory: str, owner: str) -> str:
+    """Open a context of a client on the worker that runs this task, and load its kernels.
+
+    Returns the worker's backend.
+    """
     plugin = plugin_of(get_worker())
     if name not in plugin.contexts:
         shared = contexts.SHARED.get(name)
@@ -173,6 +177,7 @@ def open_context(name: str, directory: str, owner: str) -> None:
         contexts.warm_up(context)
         plugin.contexts[name] = context
         plugin.owners[name] = owner, directory
+    return backend_name()
 
 
 def close_context(name: str, dask_worker: Any) -> None:
