@@ -444,7 +444,7 @@ class Executor:
         if analysis is not None:
             sizes = analysis.node_bytes
             if stage_work is None:
-                speed = (self.threads or 1) * loaded.speed
+                speed = loaded.speed(self.threads or 1)
                 stage_work = [s / speed for s in analysis.stage_work]
         if stage_work is None:
             stage_work = [UNKNOWN_STAGE_SECONDS] * len(program.stages)

@@ -54,11 +54,10 @@ class Loaded:
     weights: str = ""
     opened: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def speed(self) -> float:
-        """How much faster than a CPU's thread the slowest of the workers is, estimated."""
+    def speed(self, threads: int) -> float:
+        """Return how much faster than one thread of a CPU workers of so many are, estimated."""
         on_gpus = self.opened and all(backend != CPU for backend in self.opened.values())
-        return GPU_SPEED if on_gpus else 1.0
+        return GPU_SPEED if on_gpus else float(threads)
 
 
 @dataclass
