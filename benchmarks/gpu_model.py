@@ -131,8 +131,8 @@ def _convert(launch: Launch, threads: float) -> tuple[float, float]:
     return size, instructions * threads / launch.grid[1]
 
 
-def _inner_products(a: tuple[int, ...], batch: int) -> tuple[float, float]:
-    keys, count, limbs, added = a[20], a[22], a[23], a[26]
+def _inner_products(a: tuple[int, ...], batch: int, limbs: int) -> tuple[float, float]:
+    keys, count, added = a[20], a[22], a[26]
     rows = batch * (count + 2 * keys) * limbs + 2 * keys * count * limbs + batch * added
     return rows * ROW, 80 + count * (12 + 18 * keys) + 70 * keys
 
@@ -141,6 +141,14 @@ def _tails_inner(a: tuple[int, ...], batch: int) -> tuple[float, float]:
     count, limbs = a[8], a[9]
     size = (batch * (count + 2) + 2 * count) * limbs * ROW + limbs * N // 2
     return size, 200 + (count - 0.8) * 600 + count * 100
+
+
+def _divide_products(launch: Launch) -> tuple[float, float]:
+    a, (polys, _, limbs) = launch.arguments, launch.grid
+    count, group = a[7], a[18]
+    batch = group // 2
+    rows = 2 * polys + batch * count + polys // batch * count + batch
+    return rows * limbs * ROW, 800 + 100 * count
 
 
 def _matrix(launch: Launch) -> tuple[float, float]:
@@ -175,7 +183,9 @@ def cost(launch: Launch) -> Cost:
     if kernel == "convert":
         return Cost(*_convert(launch, threads))
     if kernel == "inner_products":
-        size, each = _inner_products(a, x)
+        size, each = _inner_products(a, x, z)
+    elif kernel == "ntt_tails_divide_products":
+        size, each = _divide_products(launch)
     elif kernel == "ntt_tails_inner":
         size, each = _tails_inner(a, x)
     elif kernel in ("gemm", "gemm_thin"):

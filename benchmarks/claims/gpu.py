@@ -99,6 +99,7 @@ def claims(options: Options) -> list[Claim]:
         passing("emulated-operations", _TESTS + "test_scheme.py", "-k", "operations"),
         passing("emulated-bootstrap", _TESTS + "test_scheme.py", "-k", "bootstrapping"),
         passing("emulated-layer", _TESTS + "test_layer.py"),
+        passing("emulated-runs", _TESTS + "test_executor.py", _TESTS + "test_residency.py"),
         passing("compiles", _TESTS + "test_compile.py"),
         passing("errors", _TESTS + "test_backend.py"),
         passing("transfers", _TESTS + "test_transfers.py"),

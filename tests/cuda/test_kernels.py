@@ -246,6 +246,7 @@ def test_several_keys(rings: Rings, rng: np.random.Generator, count: int) -> Non
     window = WINDOWS[1]
     raising = digit_raise(cpu.chain, window, BOUNDS)
     down = mod_down(cpu.chain, window, window, has_special=True)
+    lower = mod_down(cpu.chain, window, Window(2, 19), has_special=True)  # a limb leaves too
     elements = [2 * N - 1, 1, 5, 3, 25, 7][:count]
     keys = [HoistedKey(*some_key(rng, cpu, len(BOUNDS)), g) for g in elements]
     sent = [k._replace(b=gpu.from_host(k.b), a=gpu.from_host(k.a)) for k in keys]
@@ -262,17 +263,18 @@ def test_several_keys(rings: Rings, rng: np.random.Generator, count: int) -> Non
                 )
                 assert np.array_equal(gpu.to_host(out), expected)
         added = reference.random_residues(rng, primes_of(cpu, window.limbs()), 2, 1, degree=N)
-        expected = cpu.switch_hoisted(x, cpu.raise_digits(x, raising), raising, keys, down, added)
-        found = gpu.switch_hoisted(
-            gpu.from_host(x),
-            gpu.raise_digits(gpu.from_host(x), raising),
-            raising,
-            sent,
-            down,
-            gpu.from_host(added),
-        )
-        for ours, theirs in zip(found, expected, strict=True):
-            assert np.array_equal(gpu.to_host(ours), theirs)
+        for c in (down, lower):
+            expected = cpu.switch_hoisted(x, cpu.raise_digits(x, raising), raising, keys, c, added)
+            found = gpu.switch_hoisted(
+                gpu.from_host(x),
+                gpu.raise_digits(gpu.from_host(x), raising),
+                raising,
+                sent,
+                c,
+                gpu.from_host(added),
+            )
+            for ours, theirs in zip(found, expected, strict=True):
+                assert np.array_equal(gpu.to_host(ours), theirs)
 
 
 @pytest.mark.parametrize(

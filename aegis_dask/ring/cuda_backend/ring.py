@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from aegis_dask.errors import BackendError
 from aegis_dask.ring import operands
-from aegis_dask.ring.backend import Array, HoistedKey, Limbs
+from aegis_dask.ring.backend import Array, HoistedKey, Limbs, switch_one_by_one
 from aegis_dask.ring.chain import ModulusChain
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
 from aegis_dask.ring.cuda_backend import twiddles
@@ -560,8 +560,9 @@ class CudaRing:
         transform: bool,
         addend: Array | None,
         out: Array,
+        some: Any = None,
     ) -> None:
-        """Multiply with keys, as many at a time as a launch takes."""
+        """Multiply with keys, as many at a time as a launch takes; all limbs, or some."""
         batch, count, limbs, _ = digits.shape
         held = self._launcher.kept(c, "raise", lambda: self._raising(c))
         prepared = [self._prepared_key(x, c, key) for key in keys]  # checked before any launch
@@ -570,14 +571,14 @@ class CudaRing:
             self._ntt(digits, digits, batch, held.digits)
         (x, step), digits = self._batched(x), self.device.contiguous(digits)
         added = (addend, 0 if addend is None else addend.shape[1])
-        grid = (batch, self.degree // (THREADS * VECTOR), limbs)
+        grid = (batch, self.degree // (THREADS * VECTOR), out.shape[-2])
         sizes = (held.digit_of, count, limbs, held.primes)
         for first in range(0, len(keys), KEYS):
-            some = prepared[first : first + KEYS]
-            fields = sum((structure for _, structure in some), ()) + _NO_KEY * (KEYS - len(some))
+            now = prepared[first : first + KEYS]
+            fields = sum((structure for _, structure in now), ()) + _NO_KEY * (KEYS - len(now))
             self._launch(
-                "inner_products", grid, out[first : first + len(some)], digits, x, step,
-                fields, len(some), *sizes, *added, self._table,
+                "inner_products", grid, out[first : first + len(now)], digits, x, step,
+                fields, len(now), *sizes, *added, some, self._table,
             )  # fmt: skip
 
     def _prepared_key(self, x: Array, c: DigitRaise, key: HoistedKey) -> tuple[Any, Structure]:
@@ -654,28 +655,13 @@ class CudaRing:
     ) -> Array:
         """See `Ring.mod_down`."""
         operands.check_addend(x, addend)
-        return self._mod_down(x, constants, addend, [galois_element])
-
-    def _mod_down(
-        self, x: Array, c: ModDown, addend: Array | None, elements: Sequence[int]
-    ) -> Array:
-        """Divide as many equal parts of a batch as there are elements, with the same addend."""
-        batch, components, limbs, _ = x.shape
+        c, (batch, components, limbs, _) = constants, x.shape
         held = self._launcher.kept(c, ("divide", limbs), lambda: self._dividing(c, limbs))
         polys = batch * components
         x = self.device.contiguous(x)
         addend, added = self._addend(addend)
-        y = self.empty((polys, held.kept.limbs, self.degree))
-        self._intt(
-            y, x, polys, held.sources, held.kept, held.source_factors, added, components,
-            held.source_addend,
-        )  # fmt: skip
-        remainder = self.convert(y, c.conversion)
-        common = (held.targets.value, self._forward, self._table)
-        grid = self._row_grid(polys, held.targets)
-        self._launch("ntt_rows", grid, remainder, remainder, *common)
+        remainder = self._remainder(x, c, held, added)
         out = self.empty((batch, components, held.targets.limbs, self.degree))
-        inverses = tuple(pow(self._galois(g), -1, 2 * self.degree) for g in elements)
         self._launch(
             "ntt_tails_divide",
             self._tail_grid(polys, held.targets),
@@ -688,11 +674,27 @@ class CudaRing:
             held.target_factors,
             added,
             held.addend_factors,
-            self._integers(inverses),
-            polys // len(elements),
-            *common,
+            pow(self._galois(galois_element), -1, 2 * self.degree),
+            held.targets.value,
+            self._forward,
+            self._table,
         )
         return out
+
+    def _remainder(self, x: Array, c: ModDown, held: _Dividing, added: Structure) -> Array:
+        """Return the limbs that leave, converted, up to the tails of the transform."""
+        *lead, components, _, _ = x.shape
+        polys = prod(lead) * components
+        y = self.empty((polys, held.kept.limbs, self.degree))
+        self._intt(
+            y, x, polys, held.sources, held.kept, held.source_factors, added, components,
+            held.source_addend,
+        )  # fmt: skip
+        remainder = self.convert(y, c.conversion)
+        common = (held.targets.value, self._forward, self._table)
+        grid = self._row_grid(polys, held.targets)
+        self._launch("ntt_rows", grid, remainder, remainder, *common)
+        return remainder
 
     def switch_hoisted(
         self,
@@ -705,15 +707,53 @@ class CudaRing:
     ) -> list[Array]:
         """See `Ring.switch_hoisted`."""
         operands.check_addend(x[:, None], addend)
-        batch, _, limbs, _ = digits.shape
-        sums = self.empty((len(keys), batch, 2, limbs, self.degree))
-        # Automorphisms come after the division.
+        c, (batch, count, limbs, _) = raise_constants, digits.shape
+        if int(min(down.conversion.sources)) < len(self.chain.primes):  # limbs of x leave too
+            return switch_one_by_one(self, x, digits, c, keys, down, addend)
+        held = self._launcher.kept(down, "hoisted", lambda: self._dividing_hoisted(down))
+        polys = len(keys) * batch * 2
+        # Products of limbs that leave are made alone; those of the others by the division.
+        sums = self.empty((len(keys), batch, 2, held.kept.limbs, self.degree))
         plain = [key._replace(galois_element=1) for key in keys]
-        self._products(x, digits, raise_constants, plain, True, None, sums)
-        flat = sums.reshape(-1, *sums.shape[2:])
-        found = self._mod_down(flat, down, addend, [key.galois_element for key in keys])
-        parts = found.reshape(len(keys), batch, *found.shape[1:])
-        return [parts[i] for i in range(len(keys))]
+        leaving = self._integers(down.source_rows)
+        self._products(x, digits, c, plain, True, None, sums, leaving)
+        raising = self._launcher.kept(c, "raise", lambda: self._raising(c))
+        x, step = self._batched(x)
+        prepared = [self._prepared_key(x, c, key) for key in keys]
+        packed = b"".join(struct.pack("<3QI4x", *structure) for _, structure in prepared)
+        structures = self._launcher.content(np.frombuffer(packed, np.int64))
+        kept, added = self._addend(addend)
+        remainder = self._remainder(sums, down, held, added)
+        common = (held.targets.value, self._forward, self._table)
+        out = self.empty((len(keys), batch, 2, held.targets.limbs, self.degree))
+        self._launch(
+            "ntt_tails_divide_products",
+            self._tail_grid(polys, held.targets),
+            out,
+            remainder,
+            digits,
+            x,
+            step,
+            structures,
+            raising.digit_of,
+            count,
+            limbs,
+            2,
+            held.target_rows,
+            held.target_factors,
+            added,
+            held.addend_factors,
+            batch * 2,
+            *common,
+        )
+        del kept  # its memory is in use up to here
+        return [out[i] for i in range(len(keys))]
+
+    def _dividing_hoisted(self, c: ModDown) -> _Dividing:
+        """Return `_dividing` for what has no limbs but those that leave."""
+        held = self._dividing(c, len(c.source_rows))
+        primes = self._integers(c.conversion.sources)
+        return held._replace(sources=self._rows(primes, held.kept.limbs))
 
     def switch_key(
         self,

@@ -54,6 +54,18 @@ struct __align__(16) Pair {
     Factor a, b;
 };
 
+#define KEYS 4  // that a launch of `inner_products` multiplies with
+
+// An evaluation key.
+struct Key {
+    const u32 *b, *a;  // its halves, in Montgomery form
+    const int* rows;   // row `rows[d, k]` belongs to digit d and limb k
+    u32 inverse;       // g^-1: X -> X^g follows
+};
+struct Keys {
+    Key each[KEYS];
+};
+
 // Words that stand next to each other, at a multiple of their size.
 struct Quad {
     u32 at[VECTOR];

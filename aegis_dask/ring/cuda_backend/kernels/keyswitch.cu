@@ -85,26 +85,17 @@ PHASED(convert, CONVERT_THREADS)
     }
 }
 
-#define KEYS 4  // that a launch of `inner_products` multiplies with
-
-struct Key {
-    const u32 *b, *a;  // in Montgomery form
-    const int* rows;   // row `rows[d, k]` belongs to digit d and limb k
-    u32 inverse;       // g^-1: X -> X^g follows
-};
-struct Keys {
-    Key each[KEYS];
-};
-
 // out[j, b, 0/1, k] = sum_d x_d[k] key_j,b/a[d, k] 2^-32 for `keys` keys j. x_d[k] is own[b, k] on the
 // digit's own limbs (`digit_of[k] == d`; own has `own_step` rows for each b), else digits[b, d, k].
 // At most eight digits: 8 p^2 < 4 p 2^32. Then addend[b, k], if it has that limb, is added to the
-// first of both, and the automorphism of the key follows by scattering.
+// first of both, and the automorphism of the key follows by scattering. With `some`, limbs some[0],
+// some[1], .. alone are made, next to each other.
 // Grid: (polynomials, blocks of points, limbs): those that share a part of the keys follow each other.
 KERNEL(inner_products, THREADS)
 (u32* out, const u32* digits, const u32* own, int own_step, Keys all, int keys, const int* digit_of,
- int count, int limbs, const int* primes, const u32* addend, int addend_limbs, const Prime* table) {
-    const u32 b = blockIdx.x, k = blockIdx.z;
+ int count, int limbs, const int* primes, const u32* addend, int addend_limbs, const int* some,
+ const Prime* table) {
+    const u32 b = blockIdx.x, k = some ? some[blockIdx.z] : blockIdx.z;
     const u32 point = (blockIdx.y * THREADS + threadIdx.x) * VECTOR;
     const Prime c = table[primes[k]];
     u64 sum[KEYS][2][VECTOR];
@@ -127,10 +118,10 @@ KERNEL(inner_products, THREADS)
     }
     Quad added = {};
     if ((int)k < addend_limbs) added = load(addend + ((size_t)b * addend_limbs + k) * N + point);
-    const size_t component = (size_t)limbs * N;
+    const size_t component = (size_t)gridDim.z * N;
     UNROLL for (int j = 0; j < KEYS; j++) {
         if (j >= keys) break;
-        u32* to = out + ((size_t)j * gridDim.x + b) * 2 * component + (size_t)k * N;
+        u32* to = out + ((size_t)j * gridDim.x + b) * 2 * component + (size_t)blockIdx.z * N;
         Quad r0, r1;
         UNROLL for (int i = 0; i < VECTOR; i++) {
             r0.at[i] = add_mod(reduce(sum[j][0][i], c.q, c.q_inv), added.at[i], c.q);

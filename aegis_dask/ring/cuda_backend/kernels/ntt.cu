@@ -102,12 +102,12 @@ DEVICE const u32* addend_row(Addend a, int poly, int components, int row) {
 
 // Second launch of the forward transform of a remainder, and the division that it is for:
 // `out = factor x - NTT(remainder) (+ addend_factor addend)`, then X -> X^g by scattering, with
-// g^-1 = inverses[poly / group]. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
+// `inverse` = g^-1. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
 // there) of `x_limbs`.
 PHASED(ntt_tails_divide, TAIL_THREADS)
 (u32* out, const u32* remainder, const u32* x_, int x_limbs, int components, const int* target_rows,
- const Factor* factors, Addend addend, const Factor* addend_factors, const u32* inverses, int group,
- Rows rows, Twiddles twiddles, const Prime* table) {
+ const Factor* factors, Addend addend, const Factor* addend_factors, u32 inverse, Rows rows,
+ Twiddles twiddles, const Prime* table) {
     const int prime = prime_of(rows);
     const u32 p = table[prime].q, p2 = table[prime].q2;
     const int k = blockIdx.z, poly = blockIdx.x;
@@ -115,7 +115,6 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
     const Factor f = factors[k], g = addend_factors[k];
     const size_t row = row_of(rows) * N;
     const u32* own_x = x_ + ((size_t)poly * x_limbs + target) * N;
-    const u32 inverse = inverses[poly / group];
     const bool added = has_addend(addend, poly, components);
     const u32* own_addend = added ? addend_row(addend, poly, components, target) : nullptr;
     TAIL_OF_THREAD
@@ -126,6 +125,49 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
         u32 t = shoup(own_x[point], f, p) + p2 - below(x[i], p2);  // (0, 4p)
         if (added) t = below(t, p2) + shoup(own_addend[point], g, p);
         out[row + (inverse == 1 ? point : source_of(point, inverse))] = canonical4(t, p);
+    }
+}
+
+// The same, of products of digits with several keys that are made here: x of component h, limb k is
+// sum_d x_d[k] key_j,h[d, k] 2^-32, j = poly / group, as `inner_products` makes it. It is not written
+// and read again. `target_rows` are limbs of the digits.
+PHASED(ntt_tails_divide_products, TAIL_THREADS)
+(u32* out, const u32* remainder, const u32* digits, const u32* own_x, int own_step, const Key* keys,
+ const int* digit_of, int count, int limbs, int components, const int* target_rows,
+ const Factor* factors, Addend addend, const Factor* addend_factors, int group, Rows rows,
+ Twiddles twiddles, const Prime* table) {
+    const int prime = prime_of(rows);
+    const Prime c = table[prime];
+    const u32 p = c.q, p2 = c.q2;
+    const int limb = blockIdx.z, poly = blockIdx.x, b = poly % group / components;
+    const int target = max(target_rows[limb], 0), component = poly % components;
+    const Factor f = factors[limb], g = addend_factors[limb];
+    const size_t row = row_of(rows) * N;
+    const Key key = keys[poly / group];
+    const u32* half = component ? key.a : key.b;
+    const int* key_rows = key.rows;
+    GLOBAL(half), GLOBAL(key_rows);
+    const bool added = has_addend(addend, poly, components);
+    const u32* own_addend = added ? addend_row(addend, poly, components, target) : nullptr;
+    TAIL_OF_THREAD
+    const Factor twist = twist_of(twiddles, prime, tail, lane);
+    FORWARD_TAIL(remainder + row)
+    u64 sum[16];
+    const u32 first = tail * TAIL + lane;
+    UNROLL for (int i = 0; i < 16; i++) sum[i] = 0;
+    for (int d = 0; d < count; d++) {
+        const u32* digit = digit_of[target] == d
+                               ? own_x + ((size_t)b * own_step + target) * N
+                               : digits + (((size_t)b * count + d) * limbs + target) * N;
+        const u32* factor = half + (size_t)key_rows[d * limbs + target] * N;
+        UNROLL for (int i = 0; i < 16; i++)
+            sum[i] += product(digit[first + 16 * i], factor[first + 16 * i]);
+    }
+    UNROLL for (int i = 0; i < 16; i++) {
+        const u32 point = first + 16 * i;
+        u32 t = shoup(reduce(sum[i], p, c.q_inv), f, p) + p2 - below(x[i], p2);  // (0, 4p)
+        if (added) t = below(t, p2) + shoup(own_addend[point], g, p);
+        out[row + (key.inverse == 1 ? point : source_of(point, key.inverse))] = canonical4(t, p);
     }
 }
 
