@@ -90,8 +90,9 @@ class CupyDevice:
         return self._allocate(lambda: self.cupy.empty(shape, np.uint32), 4 * prod(shape))
 
     def upload(self, x: NDArray[Any]) -> Any:
-        """Copy a host array to the device."""
-        return self._allocate(lambda: self.cupy.asarray(x), x.nbytes)
+        """Copy a host array to the device, in C order."""
+        # CuPy would keep another order, such as that of a transpose.
+        return self._allocate(lambda: self.cupy.asarray(np.ascontiguousarray(x)), x.nbytes)
 
     def download(self, x: Any) -> NDArray[Any]:
         """Copy an array to the host."""

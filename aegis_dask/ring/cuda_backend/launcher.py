@@ -29,7 +29,7 @@ class Device(Protocol):
         """Return an uninitialised uint32 array."""
 
     def upload(self, x: NDArray[Any]) -> Any:
-        """Copy a host array to the device."""
+        """Copy a host array to the device, in C order."""
 
     def download(self, x: Array) -> NDArray[Any]:
         """Copy an array to the host."""

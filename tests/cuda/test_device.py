@@ -1,0 +1,185 @@
+"""`CupyDevice` itself: on a CuPy that emulates, and what it asks of the real one."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aegis_dask.errors import BackendError, DeviceMemoryError
+from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.chain import Window
+from aegis_dask.ring.conversion import digit_raise, mod_down
+from aegis_dask.ring.cuda_backend import device, sources
+from aegis_dask.ring.cuda_backend.ring import CudaRing
+from tests import reference
+from tests.emulation.device import DeviceArray, EmulatedDevice, needs_compiler
+
+N = 1 << 10
+
+
+class Array(DeviceArray):
+    """With the address where CuPy has it."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self._host.ctypes.data)
+
+    def __getitem__(self, index: Any) -> Array:
+        return Array(self._host[index])
+
+    def reshape(self, *shape: Any) -> Array:
+        return Array(self._host.reshape(*shape))
+
+
+class DriverError(Exception):
+    pass
+
+
+class EmulatedCupy:
+    """As much of CuPy as `CupyDevice` takes; kernels run in the emulation."""
+
+    def __init__(self) -> None:
+        self.room: float = float("inf")
+        self.fails = False
+        self._handles: dict[int, tuple[str, int]] = {}
+        self._numbers = itertools.count(1000)
+        error = type("OutOfMemoryError", (Exception,), {})
+        self.cuda = SimpleNamespace(
+            runtime=SimpleNamespace(
+                getDevice=lambda: 0,
+                memGetInfo=lambda: (1 << 30, 8 << 30),
+                CUDARuntimeError=type("CUDARuntimeError", (Exception,), {}),
+            ),
+            driver=SimpleNamespace(launchKernel=self._launch, CUDADriverError=DriverError),
+            memory=SimpleNamespace(OutOfMemoryError=error),
+            get_current_stream=lambda: SimpleNamespace(ptr=7, synchronize=lambda: None),
+        )
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        out = np.empty(shape, dtype)
+        if out.nbytes > self.room:
+            raise self.cuda.memory.OutOfMemoryError
+        out.fill(0xDEADBEEF)
+        return Array(out)
+
+    def asarray(self, x: NDArray[Any]) -> Array:
+        return Array(x.copy(order="K"))  # CuPy keeps the order of a transpose
+
+    def asnumpy(self, x: Array) -> NDArray[Any]:
+        return x._host.copy()
+
+    def ascontiguousarray(self, x: Array) -> Array:
+        return Array(np.ascontiguousarray(x._host))
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> Any:  # noqa: N802
+        assert code == sources.text()
+        (log_n,) = (int(o.partition("LOG_N=")[2]) for o in options if "LOG_N" in o)
+
+        def get_function(name: str) -> Any:
+            number = next(self._numbers)
+            self._handles[number] = name, log_n
+            return SimpleNamespace(kernel=SimpleNamespace(ptr=number))
+
+        return SimpleNamespace(get_function=get_function)
+
+    def _launch(self, function: int, *rest: int) -> None:
+        if self.fails:
+            raise DriverError("CUDA_ERROR_LAUNCH_FAILED")
+        x, y, z, threads, one, another, shared, stream, pointer, extra = rest
+        name, log_n = self._handles[function]
+        assert (threads, one, another) == (sources.threads(name, log_n), 1, 1)
+        assert (shared, stream, extra) == (0, 7, 0)
+        EmulatedDevice().launch(name, log_n, (x, y, z), pointer)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCupy]:
+    fake = EmulatedCupy()
+    monkeypatch.setattr(device, "require_cupy", lambda: fake)
+    caches: tuple[Any, ...] = (device._module, device._function, device.this_device)
+    for cached in caches:
+        cached.cache_clear()
+    yield fake
+    for cached in caches:
+        cached.cache_clear()
+
+
+@needs_compiler
+def test_kernels_through_cupy(
+    cupy: EmulatedCupy, thirty_limb_ring: Callable[[int], Ring], rng: np.random.Generator
+) -> None:
+    cpu = thirty_limb_ring(N)
+    gpu = CudaRing(cpu.chain, device.CupyDevice())
+    limbs = (0, 3, 30)
+    primes = [cpu.chain.all_primes[i] for i in limbs]
+    x = reference.random_residues(rng, primes, 2, 2, degree=N)
+    sent = gpu.from_host(x)
+    assert np.array_equal(gpu.to_host(gpu.ntt(sent, limbs)), cpu.ntt(x, limbs))
+    assert np.array_equal(gpu.to_host(gpu.negate(sent[:, 1], limbs)), cpu.negate(x[:, 1], limbs))
+    window = Window(2, 20)
+    raising = digit_raise(cpu.chain, window, [0, 7, 13, 20])
+    down = mod_down(cpu.chain, window, window, has_special=True)
+    own = [cpu.chain.all_primes[i] for i in window.limbs()]
+    y = reference.random_residues(rng, own, 2, degree=N)
+    keys = [reference.random_residues(rng, list(cpu.chain.all_primes), 4, degree=N) for _ in "ba"]
+    expected = cpu.switch_key(y, raising, *keys, down, galois_element=5)
+    found = gpu.switch_key(
+        gpu.from_host(y), raising, *map(gpu.from_host, keys), down, galois_element=5
+    )
+    assert np.array_equal(gpu.to_host(found), expected)
+    assert gpu.part_bytes == (8 << 30) // 64
+
+
+def test_arrays_are_uploaded_in_c_order(cupy: EmulatedCupy) -> None:
+    x = np.arange(12).reshape(3, 4).T
+    found = device.CupyDevice().upload(x)
+    assert found.flags.c_contiguous
+    assert np.array_equal(cupy.asnumpy(found), x)
+
+
+@needs_compiler
+def test_a_kernel_that_fails_and_memory_that_ends_are_said(
+    cupy: EmulatedCupy, thirty_limb_ring: Callable[[int], Ring]
+) -> None:
+    gpu = CudaRing(thirty_limb_ring(N).chain, device.this_device())
+    assert gpu.device is device.this_device()
+    x = gpu.zeros((1, 3, N))
+    cupy.room = 100.0
+    with pytest.raises(DeviceMemoryError, match=r"more are needed .*1\.07 of 8\.59 GB left.*KEYS"):
+        gpu.ntt(x, (0, 3, 30))
+    cupy.room, cupy.fails = float("inf"), True
+    with pytest.raises(BackendError, match=r"refused kernel ntt_rows .*CUDA_LAUNCH_BLOCKING=1"):
+        gpu.ntt(x, (0, 3, 30))
+
+
+def test_the_real_cupy_has_what_is_used() -> None:
+    """Without a GPU: names and signatures only."""
+    cupy = pytest.importorskip("cupy")
+    for name in ("empty", "asarray", "asnumpy", "ascontiguousarray"):
+        assert callable(getattr(cupy, name))
+    for name in ("getDevice", "getDeviceCount", "memGetInfo", "CUDARuntimeError"):
+        assert hasattr(cupy.cuda.runtime, name)
+    assert issubclass(cupy.cuda.driver.CUDADriverError, Exception)
+    assert issubclass(cupy.cuda.memory.OutOfMemoryError, Exception)
+    signature = cupy.cuda.driver.launchKernel.__doc__ or ""
+    found = re.findall(r"(\w+)(?=[,)])", signature.partition("\n")[0])
+    assert found == [
+        "f",
+        *(f"grid_dim_{i}" for i in "xyz"),
+        *(f"block_dim_{i}" for i in "xyz"),
+        *("shared_mem_bytes", "stream", "kernel_params", "extra"),
+    ]
+    assert {"code", "options"} <= {*dir(cupy.RawModule)}
+    assert hasattr(cupy.RawKernel, "kernel")
+    assert hasattr(cupy.cuda.function.Function, "ptr")
+    assert inspect.isclass(cupy.ndarray)
+    for name in ("data", "strides", "flags", "nbytes", "swapaxes", "reshape", "transpose", "copy"):
+        assert hasattr(cupy.ndarray, name)
