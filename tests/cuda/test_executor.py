@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from aegis_dask.program.encrypted import CipherArray
@@ -14,7 +16,7 @@ pytestmark = needs_compiler
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_on_gpu_workers(workers: int) -> None:
+def test_a_run_on_gpu_workers(workers: int, tmp_path: Path) -> None:
     client = someone()
     expected = client.expected()
     program, store = model()
@@ -28,6 +30,7 @@ def test_a_run_on_gpu_workers(workers: int) -> None:
             {"x": moved(client.x)},
             stage_work=[1.0] * len(program.stages),
             target_seconds=0.3,
+            checkpoint=tmp_path / "checkpoint",
         )
         for name, value in expected.items():
             found = result.outputs[name]
