@@ -76,7 +76,11 @@ def _pack_plaintext(plaintext: Plaintext) -> tuple[Fields, Tensors]:
     params, period = plaintext.params, _period(plaintext.period, plaintext.params)
     level, scale = _pack_level_and_scale(plaintext)
     shape = (len(params.window(level)), 2 * period)
-    data = host_residues(params.ring, "the plaintext", plaintext.data, shape)
+    data = plaintext.data  # on the host already if it repeats
+    if not plaintext.is_periodic:
+        data = params.ring.to_host(data)
+    data = np.ascontiguousarray(data)
+    _check_tensor("the plaintext", data.dtype.name, data.shape, shape)
     return {"level": level, "scale": scale, "period": period}, {"data": data}
 
 
@@ -87,7 +91,9 @@ def _unpack_plaintext(container: Container, params: Parameters) -> Plaintext:
     scale, period = read_scale(fields["scale"], params), _period(fields["period"], params)
     primes = _primes(params, level)
     data = read_residues(container, "data", (len(primes), 2 * period), primes)
-    return Plaintext(params, params.ring.from_host(data), level, scale, period)
+    if period == params.slots:
+        data = params.ring.from_host(data)
+    return Plaintext(params, data, level, scale, period)
 
 
 def _period(value: Any, params: Parameters) -> int:

@@ -25,7 +25,8 @@ class Plaintext:
         The parameters.
     data
         ``uint32[limb, N]`` in the evaluation domain, or ``uint32[limb, 2 * period]`` for a vector
-        of period ``period`` slots: its residues are constant over runs of N / (2 period) points.
+        of period ``period`` slots: its residues are constant over runs of N / (2 period) points,
+        and they stay on the host.
     level, scale
         Level and exact scale.
     period

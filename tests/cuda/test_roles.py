@@ -60,6 +60,12 @@ def test_a_client_and_a_server(rng: np.random.Generator, tmp_path: Path) -> None
             again = load(tmp_path / f"plaintext-{periodic}", params, expect=Plaintext)
             slots = aegis.Encoder(params).decode(again)
             assert np.allclose(slots, np.resize(vector, params.slots), atol=1e-6)
+            summed = evaluator.add(found["fresh"], again)
+            expected = values + np.resize(vector, params.slots)
+            assert np.allclose(decryptor.decrypt(summed), expected, atol=1e-6)
+            product = evaluator.multiply(found["fresh"], again)
+            expected = values * np.resize(vector, params.slots)
+            assert np.allclose(decryptor.decrypt(product), expected, atol=1e-5)
     z = np.tile(((tiled[:, :16] + 1) / 2) @ matrix.T, params.slots // 16) ** 2
     assert np.allclose(decrypted, np.roll(z, -1, axis=1), atol=1e-5)
 
