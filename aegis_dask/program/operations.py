@@ -651,5 +651,9 @@ class Refresh(Operation):
             raise self._fail(f"{x} ciphertexts cannot be merged in pairs")
         return x
 
+    def _splits(self, *inputs: Shape) -> bool:
+        # A range of the leading axis takes pairs apart where that is the last one.
+        return super()._splits(*inputs) and not (self.merged and len(inputs[0]) == 1)
+
     def _run(self, e: Arithmetic, store: Store, *inputs: Any) -> Any:
         return e.refresh(inputs[0], self)

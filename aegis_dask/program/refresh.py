@@ -544,9 +544,9 @@ def insert(placement: Placement) -> Program:
             for i in members:
                 if i in sites:
                     node = old.nodes[i]
-                    over = node.shape[0] if node.shape else None
-                    after = open_stage(f"{stage.name}{suffix}-refresh", over)
                     op = sites[i].kind.operation
+                    over = node.shape[0] if op.splits(node.shape) else None
+                    after = open_stage(f"{stage.name}{suffix}-refresh", over)
                     place[i] = add(op, (place[i],), node.shape, node.components, after)
     new.inputs = {name: place[i] for name, i in old.inputs.items()}
     new.outputs = {name: place[i] for name, i in old.outputs.items()}

@@ -12,9 +12,11 @@ from aegis_dask.ckks.encryptor import Decryptor, Encryptor
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import KeyGenerator
 from aegis_dask.errors import ClusterError, LevelError
+from aegis_dask.placement.cut import split
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Capture, capture
 from aegis_dask.program.interpreter import run
+from aegis_dask.program.operations import Refresh
 from aegis_dask.program.refresh import Budget, insert, minimum_cut
 from aegis_dask.runtime.executor import Executor
 
@@ -27,6 +29,26 @@ def squares(c: Capture) -> None:
         with c.stage("square", over=2):
             x = ((x + x.square()) * 0.5).within(1)
     c.output("y", x)
+
+
+def test_pairs_that_are_refreshed_in_one_are_not_taken_apart() -> None:
+    budget = Budget(4, 0, 1.0)
+    program = insert(minimum_cut(capture(SLOTS, squares), budget))
+    refreshed = [
+        (stage, program.nodes[i].op)
+        for stage in program.stages
+        for i in stage.nodes
+        if isinstance(program.nodes[i].op, Refresh)
+    ]
+    assert refreshed
+    for stage, op in refreshed:
+        assert isinstance(op, Refresh)
+        assert stage.over == (None if op.merged else 2)
+    # However small the tasks are: a pair is the whole array here.
+    units = split(program, 2, [100.0] * len(program.stages))
+    assert all(u.rows is None for u in units if program.stages[u.stage].over is None)
+    assert Refresh(merged=True).splits((3, 2))
+    assert not Refresh(merged=True).splits((2,))
 
 
 @pytest.mark.parametrize("processes", [False, True])
