@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from aegis_dask.ring.cuda_backend import sources
 
+KEY = "QQQI4x"
+"""A structure `Key` of the sources."""
 _FORMATS = {
     "int": "i",
     "u32": "I",
@@ -21,7 +23,7 @@ _FORMATS = {
     "Twiddles": "QQQ",
     "Addend": "Qiiii",
     "Seed": "8I",
-    "Keys": "QQQI4x" * 4,
+    "Keys": KEY * sources.KEYS,
 }
 """Types of the sources that are passed by value, beside pointers."""
 _ALIGNMENT = 8

@@ -170,11 +170,11 @@ class Core:
         batch, used, limbs, _ = addend.shape
         return addend, (self.device.address(addend), used, limbs, batch, step)
 
-    def _row_grid(self, polys: int, rows: Rows) -> tuple[int, ...]:
-        return polys, TAIL // COLUMNS, rows.limbs
+    def _row_grid(self, polys: int, limbs: int) -> tuple[int, ...]:
+        return polys, TAIL // COLUMNS, limbs
 
-    def _tail_grid(self, polys: int, rows: Rows) -> tuple[int, ...]:
-        return polys, max(1, self.degree // TAIL // TAILS), rows.limbs
+    def _tail_grid(self, polys: int, limbs: int) -> tuple[int, ...]:
+        return polys, max(1, self.degree // TAIL // TAILS), limbs
 
     # -- transforms -------------------------------------------------------------------------
 
@@ -187,17 +187,13 @@ class Core:
 
     def _ntt(self, out: Array, x: Array, polys: int, rows: Rows) -> None:
         common = (rows.value, self._forward, self._table)
-        self._launch("ntt_rows", self._row_grid(polys, rows), out, x, *common)
-        self._launch("ntt_tails", self._tail_grid(polys, rows), out, *common)
+        self._launch("ntt_rows", self._row_grid(polys, rows.limbs), out, x, *common)
+        self._launch("ntt_tails", self._tail_grid(polys, rows.limbs), out, *common)
 
     def intt(self, x: Array, limbs: Limbs) -> Array:
         """See `Ring.intt`."""
         primes, _ = self._limbs(x, limbs)
-        factors = self._launcher.kept(
-            self,
-            tuple(limbs),
-            lambda: self.device.upload(self._by_degree[np.asarray(limbs, np.int64)]),
-        )
+        factors = self._launcher.content(self._by_degree[np.asarray(limbs, np.int64)])
         x, out = self.device.contiguous(x), self.empty(x.shape)
         rows = self._rows(primes, len(limbs))
         self._intt(out, x, prod(x.shape[:-2]), rows, rows, factors)
@@ -217,9 +213,11 @@ class Core:
     ) -> None:
         common = (self._inverse, self._table)
         extra = (addend, components, addend_factors)
-        grid = self._tail_grid(polys, source_rows)
+        grid = self._tail_grid(polys, source_rows.limbs)
         self._launch("intt_tails", grid, out, x, *extra, source_rows.value, *common)
-        self._launch("intt_rows", self._row_grid(polys, rows), out, rows.value, factors, *common)
+        self._launch(
+            "intt_rows", self._row_grid(polys, rows.limbs), out, rows.value, factors, *common
+        )
 
     def _galois(self, galois_element: int) -> int:
         if galois_element % 2 == 0:

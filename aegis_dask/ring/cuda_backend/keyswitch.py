@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from aegis_dask.ring import operands
 from aegis_dask.ring.backend import Array, HoistedKey, switch_one_by_one
 from aegis_dask.ring.conversion import BaseConversion, DigitRaise, ModDown
+from aegis_dask.ring.cuda_backend.arguments import KEY
 from aegis_dask.ring.cuda_backend.core import Core, Rows, Structure, with_companions
 from aegis_dask.ring.cuda_backend.residency import KeptArray
 from aegis_dask.ring.cuda_backend.sources import (
     CONVERT_COLUMNS,
     KEYS,
-    TAIL,
-    TAILS,
     THREADS,
     VECTOR,
 )
@@ -48,6 +47,25 @@ class _Conversions(NamedTuple):
     array: Any
     digits: int
     keep: list[Any]
+
+
+class _Key(NamedTuple):
+    """An evaluation key on the device.
+
+    Attributes
+    ----------
+    value
+        Structure `Key` of the sources.
+    arrays
+        Its halves, and which of their rows are used: `value` points to them.
+    """
+
+    value: Structure
+    arrays: tuple[Array, Array, Any]
+
+    def turned_later(self) -> _Key:
+        """Return the key without its automorphism."""
+        return self._replace(value=(*self.value[:3], 1))
 
 
 class _Raising(NamedTuple):
@@ -191,7 +209,7 @@ class KeySwitching(Core):
     ) -> Array:
         """See `Ring.inner_product`."""
         out = self.empty((digits.shape[0], 2, *digits.shape[2:]))
-        keys = [HoistedKey(key_b, key_a, 1, key_rows)]
+        keys = self._prepared(x, constants, [HoistedKey(key_b, key_a, 1, key_rows)])
         self._products(x, digits, constants, keys, transform, None, out[None])
         return out
 
@@ -209,8 +227,8 @@ class KeySwitching(Core):
         operands.check_turned(digits, len(keys), addend, out)
         batch, _, limbs, _ = digits.shape
         out = self.empty((len(keys), batch, 2, limbs, self.degree)) if out is None else out
-        addend = self.device.contiguous(addend)
-        self._products(x, digits, constants, keys, transform, addend, self._flat_out(out))
+        addend, prepared = self.device.contiguous(addend), self._prepared(x, constants, keys)
+        self._products(x, digits, constants, prepared, transform, addend, self._flat_out(out))
         return out
 
     def _products(
@@ -218,7 +236,7 @@ class KeySwitching(Core):
         x: Array,
         digits: Array,
         c: DigitRaise,
-        keys: Sequence[HoistedKey],
+        keys: Sequence[_Key],
         transform: bool,
         addend: Array | None,
         out: Array,
@@ -227,7 +245,6 @@ class KeySwitching(Core):
         """Multiply with keys, as many at a time as a launch takes; all limbs, or some."""
         batch, count, limbs, _ = digits.shape
         held = self._launcher.kept(c, "raise", lambda: self._raising(c))
-        prepared = [self._prepared_key(x, c, key) for key in keys]  # checked before any launch
         if transform:
             operands.check_contiguous(digits)
             self._ntt(digits, digits, batch, held.digits)
@@ -236,20 +253,23 @@ class KeySwitching(Core):
         grid = (batch, self.degree // (THREADS * VECTOR), out.shape[-2])
         sizes = (held.digit_of, count, limbs, held.primes)
         for first in range(0, len(keys), KEYS):
-            now = prepared[first : first + KEYS]
-            fields = sum((structure for _, structure in now), ()) + _NO_KEY * (KEYS - len(now))
+            now = keys[first : first + KEYS]
+            fields = sum((key.value for key in now), ()) + _NO_KEY * (KEYS - len(now))
             self._launch(
                 "inner_products", grid, out[first : first + len(now)], digits, x, step,
                 fields, len(now), *sizes, *added, some, self._table,
             )  # fmt: skip
 
-    def _prepared_key(self, x: Array, c: DigitRaise, key: HoistedKey) -> tuple[Any, Structure]:
-        """Return a key as `Key` of the sources, and the arrays that it points to."""
+    def _prepared(self, x: Array, c: DigitRaise, keys: Sequence[HoistedKey]) -> list[_Key]:
+        """Return checked keys on the device."""
+        return [self._prepared_key(x, c, key) for key in keys]
+
+    def _prepared_key(self, x: Array, c: DigitRaise, key: HoistedKey) -> _Key:
         index = self._key_index(x, c, key.b, key.a, key.rows)
         b, a = self._key_half(key.b), self._key_half(key.a)
         address = self.device.address
         inverse = pow(self._galois(key.galois_element), -1, 2 * self.degree)
-        return (b, a), (address(b), address(a), address(index), inverse)
+        return _Key((address(b), address(a), address(index), inverse), (b, a, index))
 
     def _key_index(
         self,
@@ -272,23 +292,6 @@ class KeySwitching(Core):
         if isinstance(x, KeptArray):
             return self.device.keys.on_device(x)
         return self.device.contiguous(x)
-
-    def _inner_arguments(
-        self, x: Array, digits: Array, held: _Raising, key_b: Array, key_a: Array, index: Any
-    ) -> tuple[Any, ...]:
-        x, step = self._batched(x)
-        return (
-            self.device.contiguous(digits),
-            x,
-            step,
-            self._key_half(key_b),
-            self._key_half(key_a),
-            index,
-            held.digit_of,
-            digits.shape[1],
-            digits.shape[2],
-            held.primes,
-        )
 
     def _dividing(self, c: ModDown, limbs: int) -> _Dividing:
         """Return what does not change between calls."""
@@ -326,7 +329,7 @@ class KeySwitching(Core):
         out = self.empty((batch, components, held.targets.limbs, self.degree))
         self._launch(
             "ntt_tails_divide",
-            self._tail_grid(polys, held.targets),
+            self._tail_grid(polys, held.targets.limbs),
             out,
             remainder,
             x,
@@ -354,7 +357,7 @@ class KeySwitching(Core):
         )  # fmt: skip
         remainder = self.convert(y, c.conversion)
         common = (held.targets.value, self._forward, self._table)
-        grid = self._row_grid(polys, held.targets)
+        grid = self._row_grid(polys, held.targets.limbs)
         self._launch("ntt_rows", grid, remainder, remainder, *common)
         return remainder
 
@@ -377,13 +380,13 @@ class KeySwitching(Core):
         polys = len(keys) * batch * 2
         # Products of limbs that leave are made alone; those of the others by the division.
         sums = self.empty((len(keys), batch, 2, held.kept.limbs, self.degree))
-        plain = [key._replace(galois_element=1) for key in keys]
+        prepared = self._prepared(x, c, keys)
+        plain = [key.turned_later() for key in prepared]
         leaving = self._integers(down.source_rows)
         self._products(x, digits, c, plain, True, None, sums, leaving)
         raising = self._launcher.kept(c, "raise", lambda: self._raising(c))
         x, step = self._batched(x)
-        prepared = [self._prepared_key(x, c, key) for key in keys]
-        packed = b"".join(struct.pack("<3QI4x", *structure) for _, structure in prepared)
+        packed = b"".join(struct.pack(f"<{KEY}", *key.value) for key in prepared)
         structures = self._launcher.content(np.frombuffer(packed, np.int64))
         kept, added = self._addend(addend)
         remainder = self._remainder(sums, down, held, added)
@@ -391,7 +394,7 @@ class KeySwitching(Core):
         out = self.empty((len(keys), batch, 2, held.targets.limbs, self.degree))
         self._launch(
             "ntt_tails_divide_products",
-            self._tail_grid(polys, held.targets),
+            self._tail_grid(polys, held.targets.limbs),
             out,
             remainder,
             digits,
@@ -432,15 +435,26 @@ class KeySwitching(Core):
         """See `Ring.switch_key`."""
         operands.check_addend(x[:, None], addend)
         c = raise_constants
-        index = self._key_index(x, c, key_b, key_a, key_rows)
+        key = self._prepared_key(x, c, HoistedKey(key_b, key_a, 1, key_rows))
         held = self._launcher.kept(c, "raise", lambda: self._raising(c))
         digits = self.raise_digits(x, c)
-        batch, _, limbs, _ = digits.shape
-        arguments = self._inner_arguments(x, digits, held, key_b, key_a, index)
-        grid = self._row_grid(batch, held.digits)
-        common = (self._forward, self._table)
+        (batch, count, limbs, _), common = digits.shape, (self._forward, self._table)
+        grid = self._row_grid(batch, held.digits.limbs)
         self._launch("ntt_rows", grid, digits, digits, held.digits.value, *common)
         sums = self.empty((batch, 2, limbs, self.degree))
-        grid = (batch, max(1, self.degree // TAIL // TAILS), limbs)
-        self._launch("ntt_tails_inner", grid, sums, *arguments, *common)
+        x, step = self._batched(x)
+        self._launch(
+            "ntt_tails_inner",
+            self._tail_grid(batch, limbs),
+            sums,
+            digits,
+            x,
+            step,
+            key.value[:3],
+            held.digit_of,
+            count,
+            limbs,
+            held.primes,
+            *common,
+        )
         return self.mod_down(sums, down, addend, galois_element)

@@ -53,7 +53,7 @@ class Device(Protocol):
 class Launcher:
     """Launches kernels of one ring degree on a device.
 
-    A key switch takes some 130 microseconds of an H200 and 13 launches, so preparing a launch may
+    A key switch takes some 130 microseconds of an H200 and 10 launches, so preparing a launch may
     take a few microseconds only: what does not change between calls is made once and kept.
 
     Parameters

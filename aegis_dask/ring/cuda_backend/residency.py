@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,41 +43,28 @@ class Residency:
 
     Attributes
     ----------
-    nbytes
-        Bytes on the device.
     uploads
         How often an array has been brought there.
     """
 
     def __init__(self, upload: Callable[[NDArray[Any]], Array], limit: int) -> None:
-        self.limit, self.nbytes, self.uploads = limit, 0, 0
+        self.limit, self.uploads = limit, 0
         self._upload = upload
-        self._held: dict[int, Array] = {}
-        self._order: list[int] = []
-        # A finalizer may run while the lock is held, in the same thread.
-        self._lock = threading.RLock()
+        self._held: WeakKeyDictionary[KeptArray, Array] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return sum(x.nbytes for x in self._held.values())
 
     def on_device(self, x: KeptArray) -> Array:
         """Return the copy on the device, made if there is none."""
-        key = id(x)
         with self._lock:
-            found = self._held.get(key)
-            if found is not None:
-                return found
-            while self._order and self.nbytes + x.nbytes > self.limit:
-                self._drop(random.choice(self._order))
-            made = self._held[key] = self._upload(np.ascontiguousarray(x.host))
-            self._order.append(key)
-            self.nbytes += x.nbytes
-            self.uploads += 1
-            weakref.finalize(x, self._forget, key)
-        return made
-
-    def _drop(self, key: int) -> None:
-        self.nbytes -= self._held.pop(key).nbytes
-        self._order.remove(key)
-
-    def _forget(self, key: int) -> None:
-        with self._lock:
-            if key in self._held:
-                self._drop(key)
+            found = self._held.get(x)
+            if found is None:
+                while self._held and self.nbytes + x.nbytes > self.limit:
+                    self._held.pop(random.choice(list(self._held)), None)
+                found = self._held[x] = self._upload(np.ascontiguousarray(x.host))
+                self.uploads += 1
+            return found
