@@ -7,7 +7,7 @@ each giant step divides by P once (Bossuat et al., ePrint 2020/1203, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -207,60 +207,84 @@ def apply_linear_transform(ev: Evaluator, x: Ciphertext, t: LinearTransform) -> 
         raise ScaleError("linear transforms take ciphertexts of 2 components; relinearise first")
     x = ev.to_level(x, t.level) if x.level > t.level else x
     params, ring = ev.params, ev.params.ring
-    limbs, n = params.extended_limbs(t.level), params.ring_degree
-    window = len(params.window(t.level))
-    keys = {k: ev.keys.for_element(rotation_element(k, n), t.level) for k in t.rotations}
-    rows = {k: ev.levels.key_rows(key.level, t.level) for k, key in keys.items()}
-    plan = ev.levels.digit_raise(t.level)
-    c0, c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
-    p_mod = special_factors(params, t.level)
-    scaled0 = ring.multiply_runs(c0, p_mod, limbs[:window])
-    digits = ring.raise_digits(c1, plan)
-
-    first = True
-
-    def babies(wanted: Sequence[int], turn: bool, out: Any) -> None:
-        """Write P times x, or its rotations if `turn`, over QP: ``[baby, batch, 2, limb, N]``."""
-        nonlocal first
-        hoisted, start = [], 0
-        for b in wanted:
-            if b == 0:  # always the first
-                out[0, :, :, window:] = 0
-                out[0, :, 0, :window] = scaled0
-                out[0, :, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
-                start = 1
-                continue
-            element = rotation_element(b, n) if turn else 1
-            hoisted.append(HoistedKey(keys[b].b, keys[b].a, element, rows[b]))
-        if hoisted:
-            ring.turned_products(c1, digits, plan, hoisted, first, scaled0, out[start:])
-            first = False
-
-    sums = _plaintext_products(ev, t, babies, x.batch, limbs)
+    limbs = params.extended_limbs(t.level)
+    sums = _plaintext_products(ev, t, Rotations(ev, x, t.level, t.rotations), limbs)
     total: Any = None
     for g, acc in zip(t.giants, sums, strict=True):
-        term = acc if g == 0 else _giant_step(ev, acc, t.level, g, keys[g])
+        term = acc if g == 0 else giant_step(ev, acc, t.level, g)
         total = term if total is None else ring.add(total, term, limbs)
     data = ring.mod_down(total, ev.levels.mod_down(t.level, t.level - 1))
     _, scale = ev.levels.rescale(t.level, x.scale * params.scales[t.level])
     return x.with_data(data, t.level - 1, scale)
 
 
+class Rotations:
+    """P times rotations of a ciphertext over QP, all of one decomposition.
+
+    Parameters
+    ----------
+    ev, x, level
+        The ciphertext, at this level.
+    steps
+        Rotations that may be asked for; each has a key.
+
+    Raises
+    ------
+    MissingKeyError
+        If one has none that serves the level.
+    """
+
+    def __init__(self, ev: Evaluator, x: Ciphertext, level: int, steps: Iterable[int]) -> None:
+        params, ring, n = ev.params, ev.params.ring, ev.params.ring_degree
+        self._keys = {}
+        for k in filter(None, steps):
+            key = ev.keys.for_element(rotation_element(k, n), level)
+            rows = ev.levels.key_rows(key.level, level)
+            self._keys[k] = HoistedKey(key.b, key.a, rotation_element(k, n), rows)
+        self.batch, self._ring = x.batch, ring
+        self._limbs, self._p = params.limbs(level), special_factors(params, level)
+        self._plan = ev.levels.digit_raise(level)
+        c0, self._c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
+        self._scaled0 = ring.multiply_runs(c0, self._p, self._limbs)
+        self._digits, self._fresh = ring.raise_digits(self._c1, self._plan), True
+
+    def write(self, steps: Sequence[int], out: Any, turn: bool = True) -> None:
+        """Write ``[step, batch, 2, limb, N]``, 0 the first of the steps if it is one.
+
+        Without `turn` the automorphisms are still to be applied.
+        """
+        ring, window = self._ring, len(self._limbs)
+        if steps[0] == 0:
+            out[0, :, :, window:] = 0
+            out[0, :, 0, :window] = self._scaled0
+            out[0, :, 1, :window] = ring.multiply_runs(self._c1, self._p, self._limbs)
+            steps, out = steps[1:], out[1:]
+        if not steps:
+            return
+        keys = [self._keys[k] for k in steps]
+        if not turn:
+            keys = [key._replace(galois_element=1) for key in keys]
+        ring.turned_products(
+            self._c1, self._digits, self._plan, keys, self._fresh, self._scaled0, out
+        )
+        self._fresh = False
+
+
 def _plaintext_products(
-    ev: Evaluator, t: LinearTransform, babies: Any, batch: int, limbs: list[int]
+    ev: Evaluator, t: LinearTransform, rotations: Rotations, limbs: list[int]
 ) -> list[Any]:
     """Return ``sum_b weight_{g,b} rot_b(x)`` over QP for every giant step g."""
     ring, n = ev.params.ring, ev.params.ring_degree
-    shape = (batch, 2, len(limbs), n)
+    shape = (rotations.batch, 2, len(limbs), n)
     if not isinstance(t.weights, dict):
         rotated = ring.empty((len(t.babies), *shape))
-        babies(t.babies, True, rotated)
+        rotations.write(t.babies, rotated)
         products = ring.gemm(rotated, t.weights, limbs)
         return [products[i] for i in range(len(t.giants))]
     sums = [ring.zeros(shape) for _ in t.giants]
     term = ring.empty((1, *shape))
     for b in t.babies:
-        babies([b], False, term)
+        rotations.write([b], term, turn=False)
         for acc, g in zip(sums, t.giants, strict=True):
             if (g, b) in t.weights:
                 weight, element = t.weights[g, b], rotation_element(b, n)
@@ -268,17 +292,16 @@ def _plaintext_products(
     return sums
 
 
-def _giant_step(ev: Evaluator, acc: Any, level: int, g: int, key: Any) -> Any:
-    """Return rot_g of ``[batch, 2, limb, N]`` over QP, over QP."""
+def giant_step(ev: Evaluator, acc: Any, level: int, step: int) -> Any:
+    """Return the rotation of ``[batch, 2, limb, N]`` over QP, over QP."""
     params, ring = ev.params, ev.params.ring
-    plan = ev.levels.digit_raise(level)
+    plan, element = ev.levels.digit_raise(level), rotation_element(step, params.ring_degree)
+    key = ev.keys.for_element(element, level)
     c1 = ring.mod_down(contiguous(ring, acc[:, 1:]), ev.levels.mod_down(level, level))[:, 0]
     c1 = contiguous(ring, c1)
     digits = ring.raise_digits(c1, plan)
-    rows = ev.levels.key_rows(key.level, level)
-    addend, element = contiguous(ring, acc[:, 0]), rotation_element(g, params.ring_degree)
-    hoisted = [HoistedKey(key.b, key.a, element, rows)]
-    return ring.turned_products(c1, digits, plan, hoisted, True, addend)[0]
+    hoisted = [HoistedKey(key.b, key.a, element, ev.levels.key_rows(key.level, level))]
+    return ring.turned_products(c1, digits, plan, hoisted, True, contiguous(ring, acc[:, 0]))[0]
 
 
 def special_factors(params: Parameters, level: int) -> NDArray[np.uint32]:

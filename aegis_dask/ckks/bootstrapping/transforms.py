@@ -12,9 +12,9 @@ step divides one component by P (Bossuat et al., ePrint 2020/1203, section 4). D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,18 @@ from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
 from aegis_dask.ckks.bootstrapping.raising import Raised
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.galois import rotation_element
-from aegis_dask.ckks.linear import encode_full, encode_runs, special_factors
+from aegis_dask.ckks.linear import Rotations, encode_full, encode_runs, giant_step
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
-from aegis_dask.ring.backend import HoistedKey, contiguous
 from aegis_dask.ring.operands import MIN_RUN
 
-Babies = Callable[[Sequence[int], Sequence[int], Any], None]
-"""Indices of baby steps, automorphisms, where to write P times the rotations over QP."""
+
+class Babies(Protocol):
+    """Writes P times rotations over QP, as `Rotations.write` does."""
+
+    def __call__(self, steps: Sequence[int], out: Any, turn: bool = True) -> None:
+        """Write ``[step, batch, 2, limb, N]``; without `turn` automorphisms are still to come."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,47 +134,19 @@ def encode_factor(
 
 def apply_factor(ev: Evaluator, x: Ciphertext, f: EncodedFactor) -> Ciphertext:
     """Return the product, rescaled: one level lower, of scale ``x.scale f.scale / q``."""
-    params, ring = ev.params, ev.params.ring
-    limbs, n = params.extended_limbs(f.level), params.ring_degree
-    window = len(params.window(f.level))
-    rotations = f.baby_rotations
-    keys = {k: ev.keys.for_element(rotation_element(k, n), f.level) for k in rotations if k}
-    plan = ev.levels.digit_raise(f.level)
-    c0, c1 = (contiguous(ring, x.data[:, k]) for k in (0, 1))
-    p_mod = special_factors(params, f.level)
-    scaled0 = ring.multiply_runs(c0, p_mod, limbs[:window])
-    digits = ring.raise_digits(c1, plan)
-    first = True
-
-    def babies(wanted: Sequence[int], elements: Sequence[int], out: Any) -> None:
-        nonlocal first
-        hoisted, start = [], 0
-        for i, element in zip(wanted, elements, strict=True):
-            step = rotations[i]
-            if step == 0:  # always the first
-                out[0, :, :, window:] = 0
-                out[0, :, 0, :window] = scaled0
-                out[0, :, 1, :window] = ring.multiply_runs(c1, p_mod, limbs[:window])
-                start = 1
-                continue
-            key = keys[step]
-            rows = ev.levels.key_rows(key.level, f.level)
-            hoisted.append(HoistedKey(key.b, key.a, element, rows))
-        if hoisted:
-            ring.turned_products(c1, digits, plan, hoisted, first, scaled0, out[start:])
-            first = False
-
-    return _finish(ev, f, babies, x.batch, x.scale)
+    rotations = Rotations(ev, x, f.level, f.baby_rotations)
+    return _finish(ev, f, rotations.write, x.batch, x.scale)
 
 
 def apply_raised(
     ev: Evaluator, keys: BootstrappingKeys, x: Raised, scale: Scale, f: EncodedFactor
 ) -> Ciphertext:
     """Apply the first factor to a raised ciphertext whose message has `scale`."""
-    switching = [keys.for_raised(step) for step in f.baby_rotations]
+    n = ev.params.ring_degree
 
-    def babies(wanted: Sequence[int], elements: Sequence[int], out: Any) -> None:
-        x.switched([switching[i] for i in wanted], elements, out)
+    def babies(steps: Sequence[int], out: Any, turn: bool = True) -> None:
+        elements = [rotation_element(k, n) if turn else 1 for k in steps]
+        x.switched([keys.for_raised(k) for k in steps], elements, out)
 
     return _finish(ev, f, babies, x.batch, scale)
 
@@ -199,7 +174,7 @@ def _finish(
     sums = _products(f, babies, batch, limbs)
     total = sums[-1]
     for term in reversed(sums[:-1]):
-        total = ring.add(_giant(ev, total, f), term, limbs)
+        total = ring.add(giant_step(ev, total, f.level, f.giant_rotation), term, limbs)
     data = ring.mod_down(total, ev.levels.mod_down(f.level, f.level - 1))
     _, after = ev.levels.rescale(f.level, scale * f.scale)
     return Ciphertext(params, data, f.level - 1, after)
@@ -209,32 +184,17 @@ def _products(f: EncodedFactor, babies: Babies, batch: int, limbs: list[int]) ->
     """Return the sums over baby steps for every giant step, over QP."""
     ring, n = f.params.ring, f.params.ring_degree
     shape = (batch, 2, len(limbs), n)
-    elements = [rotation_element(k, n) for k in f.baby_rotations]
     if not isinstance(f.weights, dict):
         rotated = ring.empty((f.babies, *shape))
-        babies(range(f.babies), elements, rotated)
+        babies(f.baby_rotations, rotated)
         products = ring.gemm(rotated, f.weights, limbs)
         return [products[g] for g in range(f.giants)]
     sums = [ring.zeros(shape) for _ in range(f.giants)]
     term = ring.empty((1, *shape))
-    for i, element in enumerate(elements):
-        babies([i], [1], term)
+    for i, step in enumerate(f.baby_rotations):
+        babies([step], term, turn=False)
+        element = rotation_element(step, n)
         for g, acc in enumerate(sums):
             if (g, i) in f.weights:
                 ring.automorphism_multiply_add(acc, term[0], f.weights[g, i], limbs, element)
     return sums
-
-
-def _giant(ev: Evaluator, acc: Any, f: EncodedFactor) -> Any:
-    """Rotate ``[batch, 2, limb, N]`` over QP by one giant step."""
-    params, ring, level = ev.params, ev.params.ring, f.level
-    plan = ev.levels.digit_raise(level)
-    element = rotation_element(f.giant_rotation, params.ring_degree)
-    key = ev.keys.for_element(element, level)
-    down = ev.levels.mod_down(level, level)
-    c1 = contiguous(ring, ring.mod_down(contiguous(ring, acc[:, 1:]), down)[:, 0])
-    digits = ring.raise_digits(c1, plan)
-    rows = ev.levels.key_rows(key.level, level)
-    addend = contiguous(ring, acc[:, 0])
-    hoisted = [HoistedKey(key.b, key.a, element, rows)]
-    return ring.turned_products(c1, digits, plan, hoisted, True, addend)[0]
