@@ -76,7 +76,7 @@ class Evaluator:
         if not isinstance(y, Plaintext):
             if np.ndim(y) == 0:
                 constant = self.encoder.constant(sign * complex(y), x.level, x.scale)  # type: ignore[arg-type]
-                return self._add_runs(x, constant)
+                return self.add_runs(x, constant[:, None])
             y = self.encoder.encode(y, level=x.level, scale=x.scale)
         check_same(x, y, names=("the ciphertext", "the plaintext"))
         if y.level != x.level or y.scale != x.scale:
@@ -87,17 +87,18 @@ class Evaluator:
         limbs = self.params.limbs(x.level)
         if y.is_periodic:
             data = y.data if sign > 0 else _negate_runs(y.data, self.params, limbs)
-            return self._add_runs(x, data)
+            return self.add_runs(x, data[:, None])
         out = ring.empty(x.data.shape)
         out[:, 1:] = x.data[:, 1:]
         out[:, 0] = op(contiguous(ring, x.data[:, 0]), y.data, limbs)
         return x.with_data(out)
 
-    def _add_runs(self, x: Ciphertext, constants: NDArray[np.uint32]) -> Ciphertext:
-        """Add ``[limb, run]`` to component 0, and 0 to the others: every word is copied anyway."""
-        limbs, runs = constants.shape
+    def add_runs(self, x: Ciphertext, constants: NDArray[np.uint32]) -> Ciphertext:
+        """Add residues ``[limb, batch, run]`` of periodic plaintexts; or of one, for all."""
+        # To component 0. The others get 0: every word is copied anyway.
+        limbs, _, runs = constants.shape
         rows = np.zeros((limbs, x.batch, x.components, runs), np.uint32)
-        rows[:, :, 0] = constants[:, None]
+        rows[:, :, 0] = constants
         flat = rows.reshape(limbs, -1, runs)
         return x.with_data(self.params.ring.add_runs(x.data, flat, self.params.limbs(x.level)))
 

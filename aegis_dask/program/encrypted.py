@@ -198,12 +198,8 @@ class Encrypted:
         batch, ring = x.batch, self.params.ring
         limbs, rows = self.params.limbs(batch.level), self._rows(vectors, x)
         if self._is_periodic(vectors):
-            # Component 0 alone is added to: 0 to the others.
             encoded = self._encode_periodic(vectors, rows, batch)
-            runs = np.zeros((len(limbs), len(rows), batch.components, encoded.shape[-1]), np.uint32)
-            runs[:, :, 0] = encoded
-            data = ring.add_runs(batch.data, runs.reshape(len(limbs), -1, runs.shape[-1]), limbs)
-            return self._like(batch.with_data(data), x)
+            return self._like(self.evaluator.add_runs(batch, encoded), x)
         data = batch.data.copy()
         for i, plain in self._encode_full(vectors, rows, batch):
             first = contiguous(ring, data[i : i + 1, 0])
