@@ -110,7 +110,8 @@ class Session:
             for i in self.tasks[t].sources
             if self.tasks[i].kind == "input"
         }
-        self.events: queue.Queue[Event] = queue.Queue()
+        # Ctrl-C while a `Queue` is read can leave it locked, and Dask's thread waiting for ever.
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.futures: dict[int, Future] = {}
         self.done: set[int] = set()
         self.sent: dict[int, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -254,9 +255,14 @@ def test_an_interrupt_from_the_keyboard_stops_the_run_and_no_worker(tmp_path: Pa
         env=environment,
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "running\n"
-        os.killpg(process.pid, 2)
-        rest = [line for line in process.stdout if line != "running\n"]
+        try:
+            assert process.stdout.readline() == "running\n"
+            os.killpg(process.pid, signal.SIGINT)
+            said, _ = process.communicate(timeout=120)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    rest = [line for line in said.splitlines() if line != "running"]
     interrupted, again = rest
     assert interrupted.startswith("interrupted")
     assert again.split("again")[1] == interrupted.split("interrupted")[1]  # the same workers
