@@ -10,18 +10,21 @@ beyond a constant: to find what is worth changing, not to replace `benchmarks.gp
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from aegis_dask.ckks.bootstrapping.bootstrapper import Bootstrapper
-from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys, bootstrapping_keys
+from aegis_dask.ckks.bootstrapping.keys import bootstrapping_keys
 from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
 from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.evaluator import Evaluator
@@ -29,11 +32,13 @@ from aegis_dask.ckks.keys import KeyGenerator
 from aegis_dask.models.calibration import calibrate
 from aegis_dask.models.checkpoint import random_bert
 from aegis_dask.models.graphs import load_graph
-from aegis_dask.models.programs import INPUT
-from aegis_dask.program.encrypted import Encrypted
-from aegis_dask.program.interpreter import run
+from aegis_dask.placement.devices import GPU_SPEED
+from aegis_dask.placement.plan import make_plan
+from aegis_dask.program.symbolic import analyse
 from aegis_dask.ring.cuda_backend import sources
-from aegis_dask.runtime.context import FEW_BABY_STEPS
+from aegis_dask.runtime.context import Context
+from aegis_dask.runtime.graph import make_ranks
+from aegis_dask.runtime.worker import RunSpec, RunState
 from aegis_dask.service.client import Client
 from aegis_dask.service.job import make_job
 from benchmarks._gpu_sections import SAMPLES
@@ -224,6 +229,8 @@ class Prediction:
         The most bytes of the device at a time, keys and weights among them.
     kernels
         Predicted seconds of each.
+    tasks
+        Predicted seconds of every task, for what runs as tasks of Dask's.
     """
 
     name: str
@@ -234,16 +241,19 @@ class Prediction:
     host_seconds: float
     memory: int
     kernels: dict[str, float]
+    tasks: tuple[float, ...] = ()
 
 
-def predict(name: str, log: Log, call: Callable[[], Any]) -> Prediction:
-    """Record a call, and time others."""
+def predict(name: str, log: Log, call: Callable[[], Sequence[int]]) -> Prediction:
+    """Record a call, and time others; it returns how many launches each of its tasks made."""
     call()
     log.launches.clear()
     log.peak = log.held
-    call()
+    counts = call()
     costs = [(launch.kernel, cost(launch)) for launch in log.launches]
     log.launches.clear()
+    ends = [0, *itertools.accumulate(counts)]
+    tasks = tuple(sum(c.seconds for _, c in costs[a:b]) for a, b in itertools.pairwise(ends))
     log.listens, best = False, float("inf")
     for _ in range(REPEATS):
         begin = time.perf_counter()
@@ -262,6 +272,7 @@ def predict(name: str, log: Log, call: Callable[[], Any]) -> Prediction:
         best,
         log.peak,
         {k: float(v) for k, v in kernels.most_common()},
+        tasks,
     )
 
 
@@ -292,28 +303,63 @@ def operations(log: Log) -> list[Prediction]:
         "bootstrap, complex slots": lambda: ours.refresh(low, False),
         "bootstrap, real slots": lambda: ours.refresh(low, True),
     }
-    return [predict(name, log, call) for name, call in calls.items()]
+
+    def alone(call: Callable[[], Any]) -> Callable[[], Sequence[int]]:
+        def run() -> Sequence[int]:
+            call()
+            return ()
+
+        return run
+
+    return [predict(name, log, alone(call)) for name, call in calls.items()]
+
+
+class _Worker:
+    """What tasks need of the worker that runs them."""
+
+    address = name = "gpu"
+
+    def log_event(self, topic: str, message: Any) -> None:
+        """Tell nobody."""
 
 
 def layer(log: Log, tokens: int) -> Prediction:
-    """Predict an encoder layer of BERT-base whose weights are prepared."""
+    """Predict an encoder layer of BERT-base on one worker, whose weights are prepared.
+
+    Its tasks are those that `Executor.run` makes, and their results are held as Dask holds them.
+    """
     rng = np.random.default_rng(0)
     model = random_bert(BASE, 0)
     samples = [rng.integers(0, BASE.vocabulary, tokens) for _ in range(SAMPLES)]
     job = make_job(
         model, calibrate(model, samples), load_graph("bert_layer"), tokens, tokens=tokens
     )
-    assert job.params is not None
     client = Client.create(job)
-    keys, store = client.evaluation_keys(), model.tensors()
+    context = Context(job.params, client.evaluation_keys(), model.tensors())
     x = client.encrypt(rng.uniform(-0.5, 0.5, (tokens, BASE.hidden)))
-    bootstrapper = None
-    if isinstance(keys, BootstrappingKeys):
-        bootstrapper = Bootstrapper(keys.params, keys, baby_steps=FEW_BABY_STEPS, keep_memory=False)
-        keys = keys.evaluation
-    encrypted = Encrypted(Evaluator(job.params, keys), bootstrapper)
-    name = f"layer of BERT-base, {tokens:,} tokens"
-    return predict(name, log, lambda: run(job.program, encrypted, {INPUT: x}, store))
+    analysis = analyse(job.program, context.bootstrapping or job.params)
+    work = [seconds / GPU_SPEED for seconds in analysis.stage_work]
+    plan = make_plan(job.program, 1, work, node_bytes=analysis.node_bytes)
+    spec = RunSpec("run", "", job.program, plan.tasks, "encrypted", (_Worker.address,))
+    users = Counter(i for task in plan.tasks for i in set(task.sources))
+
+    def run() -> list[int]:
+        state = RunState(spec, context, threading.Lock(), None)
+        left, values, counts = users.copy(), dict[int, Any](), []
+        for i in np.argsort(make_ranks(plan.tasks), kind="stable"):
+            task, before = plan.tasks[i], len(log.launches)
+            if task.kind == "input":
+                values[task.index] = x
+                continue
+            values[task.index] = state.run(task.index, [values[k] for k in task.sources], _Worker())
+            left.subtract(set(task.sources))
+            for k in set(task.sources):
+                if not left[k]:
+                    del values[k]
+            counts.append(len(log.launches) - before)
+        return counts
+
+    return predict(f"layer of BERT-base, {tokens:,} tokens", log, run)
 
 
 def markdown(found: Sequence[Prediction], kernels: int = 4) -> str:
@@ -325,8 +371,12 @@ def markdown(found: Sequence[Prediction], kernels: int = 4) -> str:
         times = (p.size / BANDWIDTH, p.instructions / ISSUE, p.seconds, p.host_seconds)
         shown = [f"{number(t * scale)} {unit}" for t in times]
         memory = f"{p.memory / 1e9:.1f} GB"
-        rows.append([p.name, f"{p.launches:,}", *shown, memory, most])
-    header = ["", "launches", "bytes", "instructions", "predicted", "host", "memory", "of which"]
+        tasks = f"{len(p.tasks)} of {1e3 * median(p.tasks):.0f} ms" if p.tasks else ""
+        rows.append([p.name, f"{p.launches:,}", *shown, memory, tasks, most])
+    header = [
+        *("", "launches", "bytes", "instructions", "predicted", "host", "memory"),
+        *("tasks (median)", "of which"),
+    ]
     return table(header, rows)
 
 

@@ -176,7 +176,7 @@ _LINKS = {
     # Both directions at once, with two cores that also serialise (aegis bench --calibrate).
     "loopback": Link("TCP on one host", 0.4e9, 2e-3),
 }
-GPU_SPEED = 100.0
+GPU_SPEED = 200.0
 """Of a GPU of which nothing else is known, beside a thread of a CPU: to cut runs into tasks."""
 _DEVICES = {
     "cpu": Device("a CPU thread", 8 * GIB, 1.0, 8e9),

@@ -22,7 +22,7 @@ from aegis_dask.placement.cut import Rows
 from aegis_dask.placement.tasks import Argument, Kind, Part, Plan, Take, Task
 from aegis_dask.program.graph import Program
 
-FORMAT, VERSION = "aegis-plan", 1
+FORMAT, VERSION = "aegis-plan", 2
 MAX_FILE = 1 << 28
 """Bytes."""
 DEPTH = 10
@@ -122,7 +122,7 @@ def _work(t: Task) -> dict[str, Any]:
 
 
 def _part(p: Part) -> dict[str, Any]:
-    return {**_work(p.task), "takes": list(p.takes)}
+    return {**_work(p.task), "takes": list(p.takes), "gives": list(p.gives)}
 
 
 def _argument(a: Argument) -> dict[str, Any]:
@@ -281,8 +281,9 @@ def _task(entry: _Reader, index: int, workers: int) -> Task:
     parts = []
     for k, data in enumerate(entry.list("parts", [])):
         part = _Reader(f"part {k} of {entry.where}", data)
-        takes = part.integers("takes", -1 if k else 0, len(sources))
-        parts.append(Part(_worked(part, index, owner, (), len(takes)), takes))
+        takes = part.integers("takes", -k, len(sources))
+        work = _worked(part, index, owner, (), len(takes))
+        parts.append(Part(work, takes, part.integers("gives", 0, len(work.results))))
     limbs = entry.integers("limbs", 0) if "limbs" in entry.data else None
     payload = entry.integer("payload", 0) if "payload" in entry.data else None
     # The arguments of several parts are those of the last.
@@ -297,9 +298,9 @@ def _task(entry: _Reader, index: int, workers: int) -> Task:
         last.stage,
         last.rows,
         last.arguments,
-        last.results,
+        tuple(node for node, _ in out.given),
     ):
-        raise SerializationError(f"{entry.where} gives something else than its last part")
+        raise SerializationError(f"{entry.where} gives something else than its parts")
     return out
 
 
@@ -338,18 +339,16 @@ def _worked(entry: _Reader, index: int, owner: int, sources: tuple[int, ...], co
 def _check_slots(tasks: list[Task]) -> None:
     """Refuse tasks that take a result that a source does not give, or one of several unnamed."""
     for t in tasks:
-        before: Task | None = None
-        for part in t.steps:
+        for position, part in enumerate(t.steps):
             for argument in part.task.arguments:
                 for take in argument.takes:
                     k = part.takes[take.source]
-                    source = tasks[t.sources[k]] if k >= 0 else before
-                    count = len(source.results) if source is not None else 0
+                    source = tasks[t.sources[k]] if k >= 0 else t.steps[position + k].task
+                    count = len(source.results)
                     if (take.slot is None) != (count == 1) or (take.slot or 0) >= count:
                         raise SerializationError(
                             f"task {t.index} takes result {take.slot} of one that gives {count}"
                         )
-            before = part.task
 
 
 # -- for a program ---------------------------------------------------------------------------

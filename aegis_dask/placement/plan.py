@@ -10,6 +10,7 @@ from aegis_dask.errors import ClusterError
 from aegis_dask.placement.cut import LEAST_SECONDS, TARGET_SECONDS, split
 from aegis_dask.placement.fuse import fuse
 from aegis_dask.placement.lowering import lower
+from aegis_dask.placement.predict import peak_bytes
 from aegis_dask.placement.strategy import BANDWIDTH, HOP_SECONDS, Strategy, contiguous, stage_order
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
@@ -24,7 +25,7 @@ class Switches:
     urgent_first
         Begin with what others wait for (`strategy.stage_order`), else in the order of the program.
     fuses
-        Make chains of tasks one (`fuse`).
+        Make chains and groups of tasks one (`fuse`).
     shares_joins, adds_in_parts
         See `lowering.lower`.
     slices
@@ -98,18 +99,26 @@ def make_plan(
             f"{min(owners, default=0)} to {max(owners, default=0)}; it must give one of 0 to "
             f"{workers - 1} for each"
         )
-    order = None
-    if switches.urgent_first:
-        order = stage_order(program, units, node_bytes, bandwidth, hop_seconds)
     layers = [s.name.split("/")[0] if "/" in s.name else "" for s in program.stages]
-    plan = lower(
-        program,
-        units,
-        owners,
-        workers,
-        everywhere,
-        order,
-        switches.shares_joins,
-        switches.adds_in_parts,
-    )
-    return fuse(plan, layers) if switches.fuses else plan
+
+    def ordered(order: Sequence[int] | None) -> Plan:
+        plan = lower(
+            program,
+            units,
+            owners,
+            workers,
+            everywhere,
+            order,
+            switches.shares_joins,
+            switches.adds_in_parts,
+        )
+        return fuse(plan, layers, target_seconds) if switches.fuses else plan
+
+    if not switches.urgent_first:
+        return ordered(None)
+    urgent = ordered(stage_order(program, units, node_bytes, bandwidth, hop_seconds))
+    if workers > 1:
+        return urgent
+    # Nobody waits for one worker: what counts is how much it holds.
+    plans = (urgent, ordered(None))
+    return min(plans, key=lambda plan: peak_bytes(program, plan, node_bytes))

@@ -1,4 +1,4 @@
-"""What a plan will send from worker to worker, before anything runs.
+"""What a plan will send from worker to worker, and hold, before anything runs.
 
 A worker fetches a result that it needs once, whatever number of its tasks need it; the sizes are
 those of the symbolic interpreter. `runtime.transfers` measures the same quantities in a run.
@@ -19,13 +19,36 @@ def result_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> int
     if task.payload is not None:
         return task.payload
     out = 0
-    for node in task.results:
+    for node, rows in task.given:
         shape, size = program.nodes[node].shape, node_bytes[node]
-        if task.rows is not None and shape:
-            first, last = task.rows
+        if rows is not None and shape:
+            first, last = rows
             size = size // shape[0] * (last - first)
         out += size
     return out
+
+
+def peak_bytes(program: Program, plan: Plan, node_bytes: Sequence[int]) -> int:
+    """Return the most bytes of results that a plan's only worker holds at a time.
+
+    Parameters
+    ----------
+    program, plan
+        The program, and its tasks, of one worker.
+    node_bytes
+        Size of every node's value.
+    """
+    sizes = [result_bytes(program, t, node_bytes) for t in plan.tasks]
+    left = Counter(i for t in plan.tasks for i in set(t.sources))
+    left.update(i for pieces in plan.outputs.values() for i in pieces)
+    held = peak = 0
+    for task in sorted(plan.tasks, key=lambda t: (t.rank, t.index)):
+        held += sizes[task.index]
+        peak = max(peak, held)
+        for i in set(task.sources):
+            left[i] -= 1
+            held -= 0 if left[i] else sizes[i]
+    return peak
 
 
 def predict(program: Program, plan: Plan, node_bytes: Sequence[int]) -> Transfers:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from aegis_dask.placement.cut import Rows, is_input
-from aegis_dask.placement.tasks import Argument, Part, Piece, Plan, Task
+from aegis_dask.placement.tasks import Argument, Piece, Plan, Task
 from aegis_dask.program.graph import Node, Program, Stage
 from aegis_dask.program.operations import Input
 
@@ -51,7 +51,7 @@ class Rest:
             stage=self.stages[t.stage],
             arguments=tuple(Argument(self.nodes[a.node], a.takes, a.add) for a in t.arguments),
             results=tuple(self.nodes[i] for i in t.results),
-            parts=tuple(Part(self._task(p.task), p.takes) for p in t.parts),
+            parts=tuple(replace(p, task=self._task(p.task)) for p in t.parts),
         )
 
 
@@ -150,7 +150,7 @@ def pieces_of(
     for name, indices in plan.outputs.items():
         for i in indices:
             if i < first:
-                rows = plan.tasks[i].rows
+                ((_, rows),) = plan.tasks[i].given
                 found[program.outputs[name]][rows] = Piece(i, None, rows)
     for task in plan.tasks[first:]:
         for step in task.steps:
@@ -159,7 +159,7 @@ def pieces_of(
                     k = step.takes[take.source]
                     if k < 0 or (i := task.sources[k]) >= first or plan.tasks[i].kind == "input":
                         continue
-                    rows = plan.tasks[i].rows
+                    _, rows = plan.tasks[i].given[take.slot or 0]
                     found[argument.node].setdefault(rows, Piece(i, take.slot, rows))
     out = {}
     for node in nodes:

@@ -74,7 +74,7 @@ class Task:
         Bytes that it gives, or None where they are those of its results.
     parts
         What it does, one after the other, if it is several tasks (see `placement.fuse`): kind,
-        stage, rows, arguments and results are those of the last.
+        stage, rows and arguments are those of the last, results what it gives of all.
     """
 
     index: int
@@ -96,7 +96,14 @@ class Task:
     @property
     def steps(self) -> tuple[Part, ...]:
         """What it does, one after the other."""
-        return self.parts or (Part(self, tuple(range(len(self.sources)))),)
+        if self.parts:
+            return self.parts
+        return (Part(self, tuple(range(len(self.sources))), tuple(range(len(self.results)))),)
+
+    @property
+    def given(self) -> list[tuple[int, Rows | None]]:
+        """Node and rows of each result."""
+        return [(p.task.results[s], p.task.rows) for p in self.steps for s in p.gives]
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,15 @@ class Part:
     task
         As if it were alone, but for its sources.
     takes
-        Where each of its sources is among those of the whole task; -1 for what the part before
-        gives.
+        Where each of its sources is among those of the whole task; -1 for the part before it, -2
+        for the one before that.
+    gives
+        Which of its results the whole task gives, after those of the parts before.
     """
 
     task: Task
     takes: tuple[int, ...]
+    gives: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def measure_scheduling(
         last[span.worker] = max(last[span.worker], span.stop)
     busy = sum(s.stop - s.start for s in timeline)
     waiting = max(0.0, wall * workers - busy - dispatch)
-    return Scheduling(workers, wall, busy, dispatch, waiting, dispatch / max(1, len(timeline)))
+    return Scheduling(workers, wall, busy, dispatch, waiting, dispatch / max(1, len(stops)))
 
 
 def sum_operations(reports: Mapping[str, WorkerReport]) -> dict[str, Operator]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,10 +183,10 @@ class RunState:
     def _measured(self, task: Task, inputs: Sequence[Any], worker: Any) -> Any:
         if self._interpreter is None:
             self._interpreter = self.context.interpreter(self.spec.interpreter)
-        out: Any = None
+        made = _Made(task)
         steps: list[tuple[int, float, float]] = []
-        for part in task.steps:
-            given = [out if i < 0 else inputs[i] for i in part.takes]
+        for k, part in enumerate(task.steps):
+            given = [made.take(k, i) if i < 0 else inputs[i] for i in part.takes]
             e = Timed(self._interpreter)
             record = Record(task.index, part.task.stage, part.task.kind, start=now())
             try:
@@ -197,6 +198,7 @@ class RunState:
                 self.context.params.ring.synchronize()  # a result that is sent is there
             record.stop = now()
             record.operations, record.payload = e.operations, payload_bytes(out)
+            made.add(k, out)
             self.report.records.append(record)
             steps.append((record.stage, record.start, record.stop))
             if self.meter is not None:
@@ -210,7 +212,7 @@ class RunState:
             "received": self._received(task, inputs),
         }
         worker.log_event(TASKS, done)
-        return out
+        return made.given() if task.parts else out
 
     def _received(self, task: Task, inputs: Sequence[Any]) -> list[tuple[int, int]]:
         """Return what was fetched for this task first: who sent it, and bytes of residues."""
@@ -278,6 +280,36 @@ class RunState:
             self._shard = Shard(known.schedule, task.owner, params.ring, find)
         out = known.compute(task, inputs, self._shard)
         return Results(out) if isinstance(out, list) else out
+
+
+class _Made:
+    """What the parts of a task give, while later parts or the caller need it."""
+
+    def __init__(self, task: Task) -> None:
+        self._steps = task.steps
+        self._values: dict[int, Any] = {}
+        self._given: list[Any] = []
+        self._users = Counter(
+            k + i for k, part in enumerate(task.steps) for i in part.takes if i < 0
+        )
+
+    def take(self, part: int, before: int) -> Any:
+        """Return for a part what an earlier one gives."""
+        source = part + before
+        self._users[source] -= 1
+        return self._values[source] if self._users[source] else self._values.pop(source)
+
+    def add(self, part: int, out: Any) -> None:
+        """Keep what a part gives."""
+        if self._users[part]:
+            self._values[part] = out
+        step = self._steps[part]
+        several = len(step.task.results) > 1
+        self._given += [out[s] if several else out for s in step.gives]
+
+    def given(self) -> Any:
+        """Return what the task gives."""
+        return self._given[0] if len(self._given) == 1 else Results(self._given)
 
 
 def _value(argument: Argument, e: Timed, inputs: Sequence[Any]) -> Any:

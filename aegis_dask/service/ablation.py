@@ -78,7 +78,7 @@ def ablate(job: Job, machine: Machine, devices: int) -> list[Ablated]:
         row("in the order of the program, not urgent first", replace(ALL_ON, urgent_first=False)),
         row("joins in every task, not shared", replace(ALL_ON, shares_joins=False)),
         row("terms of sums sent, not sums", replace(ALL_ON, adds_in_parts=False)),
-        row("chains of tasks not fused", replace(ALL_ON, fuses=False)),
+        row("tasks not fused", replace(ALL_ON, fuses=False)),
         row("nothing computed by every device", copies=frozenset()),
         row(f"sums between devices in {SLICES} slices", replace(ALL_ON, slices=SLICES)),
     ]

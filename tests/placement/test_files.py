@@ -184,7 +184,7 @@ def test_damaged_files_are_refused(plan: Plan, tmp_path: Path) -> None:
         ("[]", "not a JSON object"),
         ("{}", "has no 'format'"),
         ('{"format": "x"}', "'aegis plan --out FILE' writes one"),
-        ('{"format": "aegis-plan", "version": 99}', "of version 99, this library reads 1"),
+        ('{"format": "aegis-plan", "version": 99}', "of version 99, this library reads 2"),
     ):
         path.write_text(text)
         with pytest.raises(SerializationError, match=message):

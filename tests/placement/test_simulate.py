@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.devices import MACHINES, Device, Link, Machine
-from aegis_dask.placement.plan import make_plan
-from aegis_dask.placement.predict import predict
+from aegis_dask.placement.plan import ALL_ON, make_plan
+from aegis_dask.placement.predict import peak_bytes, predict
 from aegis_dask.placement.simulate import Simulation, simulate
 from aegis_dask.placement.tasks import Argument, Plan, Task
-from aegis_dask.program.graph import Capture, Program, capture
+from aegis_dask.program.graph import Capture, Program, capture, total
 from tests.runtime.programs import model
 
 LINK = Link("a link", 100.0, 0.5)
@@ -112,6 +112,8 @@ def test_what_holds_for_every_plan(workers: int, seconds: list[float], machine: 
     assert found.makespan + tolerance >= found.work / workers
     assert found.efficiency <= 1 + 1e-9
     assert sum(found.received) == predict(PROGRAM, plan, sizes).between_workers
+    if workers == 1:
+        assert peak_bytes(PROGRAM, plan, sizes) == found.peak_bytes[0]
     for device in range(workers):
         mine = sorted((i.start, i.stop) for i in found.timeline if i.device == device)
         assert all(a[1] <= b[0] + tolerance for a, b in pairwise(mine))
@@ -122,6 +124,32 @@ def test_what_holds_for_every_plan(workers: int, seconds: list[float], machine: 
     for t in plan.tasks:
         for i in t.sources:
             assert started[i].stop <= started[t.index].start + tolerance
+
+
+def test_one_worker_takes_the_order_that_holds_less() -> None:
+    """Of the order of the program, and that in which others would wait least."""
+
+    def build(c: Capture) -> None:
+        x = c.input("x", (4,))
+        terms = []
+        for i in range(4):
+            with c.stage(f"wide{i}"):
+                wide = x * (i + 1)
+            with c.stage(f"narrow{i}"):
+                terms.append((wide * wide).sum())
+        c.output("y", total(terms))
+
+    program = capture(512, build)
+    sizes = [10 * max(1, *n.shape, 1) for n in program.nodes]
+    work = [1.0] * len(program.stages)
+    apart = replace(ALL_ON, fuses=False)
+    in_order = make_plan(
+        program, 1, work, node_bytes=sizes, switches=replace(apart, urgent_first=False)
+    )
+    chosen = make_plan(program, 1, work, node_bytes=sizes, switches=apart)
+    peaks = [peak_bytes(program, plan, sizes) for plan in (chosen, in_order)]
+    assert peaks[0] <= peaks[1]
+    assert peaks[0] == 40 + 40 + 30  # the input, the last wide value, sums of the others
 
 
 def test_faster_links_never_hurt_a_chain_and_free_ones_hide_it() -> None:
