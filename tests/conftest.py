@@ -15,17 +15,32 @@ import pytest
 
 from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.chain import build_chain
-from aegis_dask.ring.registry import get_ring
+from aegis_dask.ring.cuda_backend.ring import CudaRing
+from aegis_dask.ring.registry import BACKENDS, get_ring
 from tests.schemes import Scheme, SchemeCache
 
 SEED = int(os.environ.get("AEGIS_TEST_SEED") or secrets.randbits(32))
 """Entropy of this run. Keys and errors come from the operating system and are not reproduced."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=["cpu", "cuda", "emulation"],
+        default="cpu",
+        help="where kernels of this process run; tests of ckks, program and circuits can take any",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Tests are about the CPU, with a GPU emulated where it matters; in processes they start too.
-    os.environ["DASK_AEGIS__BACKEND"] = "cpu"
-    dask.config.set({"aegis.backend": "cpu"})
+    name = config.getoption("--backend")
+    os.environ["DASK_AEGIS__BACKEND"] = "cuda" if name == "cuda" else "cpu"
+    dask.config.set({"aegis.backend": name})
+    if name == "emulation":
+        from tests.emulation.device import EmulatedDevice
+
+        BACKENDS[name] = lambda chain: CudaRing(chain, EmulatedDevice())
     config.addinivalue_line("filterwarnings", "ignore::aegis_dask.errors.InsecureParametersWarning")
 
 
@@ -45,6 +60,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the run and the test, so that a test is repeated on its own."""
     return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture
+def arrays_of_numpy(request: pytest.FixtureRequest) -> None:
+    """Skip a test of how arrays lie in the host's memory, or of which kernels the CPU calls."""
+    if request.config.getoption("--backend") != "cpu":
+        pytest.skip("about the CPU")
 
 
 class Log(logging.Handler):

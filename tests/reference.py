@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from aegis_dask.ring.primes import primitive_root_of_unity
 from aegis_dask.ring.tables import bit_reversal, powers
+from tests.arrays import host
 
 # -- transforms ---------------------------------------------------------------------------------
 
@@ -55,6 +56,7 @@ def ntt(x, prime):
 def crt(residues, primes):
     """Integers in [0, prod primes) from residues ``[limb, N]``, as an object array."""
     modulus = prod(primes)
+    residues = host(residues)
     total = np.zeros(residues.shape[1], object)
     for r, p in zip(residues, primes, strict=True):
         total += r.astype(object) * (modulus // p * pow(modulus // p, -1, p))

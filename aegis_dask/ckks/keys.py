@@ -151,10 +151,9 @@ class EvaluationKey:
         first = params.key_digits(self.level).start
         digits, kept = params.key_digits(level), params.key_limbs(level)
         rows = np.searchsorted(held, kept)
-        own = self.b[digits.start - first : digits.stop - first]
-        part = params.ring.empty((len(own), len(rows), params.ring_degree))
-        for d in range(len(own)):
-            part[d] = take(params.ring, own[d], rows)
+        # On the host, where keys are that were read from files, whatever the backend.
+        own = params.ring.to_host(self.b)[digits.start - first : digits.stop - first]
+        part = params.ring.from_host(np.take(own, rows, axis=1))
         return EvaluationKey(params, part, self.seed, level)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -166,9 +166,9 @@ class Attempt:
         if self.by_limbs is None:
             return join_rows(parts)
         recording, known = self.by_limbs
+        limbs = join_limbs(parts, known.positions(recording.program.outputs[name]))
         joined: CipherArray = unrecorded(
-            recording.outputs[name],
-            join_limbs(parts, known.positions(recording.program.outputs[name])),
+            recording.outputs[name], recording.params.ring.from_host(limbs)
         )
         return joined
 

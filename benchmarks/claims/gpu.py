@@ -8,9 +8,11 @@ from typing import Any
 
 from benchmarks import gpu
 from benchmarks.claims import Claim, Finding, Options
-from benchmarks.claims._processes import passing
+from benchmarks.claims._processes import passing, pytest
 
 _TESTS = "tests/cuda/"
+_SUITE = ("tests/ckks", "tests/program", "tests/circuits")
+"""Tests of the CPU that can run on any backend."""
 #: claim -> section, record, figure of it, factor to the unit, target, unit
 _FIGURES: dict[str, tuple[str, str, str, float, str, str]] = {
     "rotate": ("operations", "rotate", "seconds", 1e6, "<= 200", "us"),
@@ -42,6 +44,18 @@ _FIGURES: dict[str, tuple[str, str, str, float, str, str]] = {
 }
 
 
+def _require_gpu() -> None:
+    device = gpu.device_info()
+    if "cuda" not in device:
+        raise RuntimeError(f"not measured: {device['name']}")
+
+
+def _suite() -> Finding:
+    """Run the tests of the CPU on the GPU."""
+    _require_gpu()
+    return pytest("--backend", "cuda", *_SUITE)
+
+
 class _Runs:
     """Sections of `benchmarks.gpu`, each run when first asked for."""
 
@@ -56,9 +70,7 @@ class _Runs:
         RuntimeError
             If there is no GPU, or the section fails.
         """
-        device = gpu.device_info()
-        if "cuda" not in device:
-            raise RuntimeError(f"not measured: {device['name']}")
+        _require_gpu()
         if name not in self._sections:
             self._sections[name] = gpu.measure(name, False, lambda _: None)
         found = self._sections[name]
@@ -100,6 +112,7 @@ def claims(options: Options) -> list[Claim]:
         passing("emulated-bootstrap", _TESTS + "test_scheme.py", "-k", "bootstrapping"),
         passing("emulated-layer", _TESTS + "test_layer.py"),
         passing("emulated-runs", _TESTS + "test_executor.py", _TESTS + "test_residency.py"),
+        passing("emulated-suite", "--backend", "emulation", *_SUITE, slow=True),
         passing("compiles", _TESTS + "test_compile.py"),
         passing("errors", _TESTS + "test_backend.py"),
         passing("transfers", _TESTS + "test_transfers.py"),
@@ -109,6 +122,7 @@ def claims(options: Options) -> list[Claim]:
             ))
             for name in ("kernels", "operations", "bootstrap")
         ),
+        on_gpu("suite", ">= 1", "tests passed, none failed", _suite),
         on_gpu("ntt", "<= 2", "x the time to move its limbs twice", runs.transform),
         *(
             on_gpu(name, target, unit, partial(runs.figure, section, record, figure, factor))

@@ -29,6 +29,7 @@ from aegis_dask.program.interpreter import run
 from aegis_dask.program.parameters import parameters_for
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.program.symbolic import Analysis, analyse
+from tests.arrays import same
 from tests.program.machines import run_in_parts
 
 # The fits are good to 1e-3 each, and four of them follow each other.
@@ -190,7 +191,7 @@ def test_parts_of_every_encrypted_stage_give_the_same_residues(encrypted: Run) -
         lambda over: sorted({0, (over + 2) // 3, over}),
     )
     residues = found[program.outputs[OUTPUT]].batch.data
-    assert np.array_equal(residues, encrypted.output.batch.data)
+    assert same(residues, encrypted.output.batch.data)
 
 
 # -- structure ----------------------------------------------------------------------------------

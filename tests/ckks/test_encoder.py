@@ -11,6 +11,7 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import EncodingError, IncompatibleError, LevelError
 from tests import reference
+from tests.arrays import host, same
 
 TINY = "insecure-n10-d40"
 N = 1024
@@ -33,7 +34,7 @@ def rounding(params: Parameters, level: int, scale: Scale | None = None) -> floa
 def coefficients(encoder: Encoder, pt: Plaintext) -> np.ndarray:
     """Centred integer coefficients of a plaintext."""
     params, limbs = encoder.params, encoder.params.limbs(pt.level)
-    data = np.repeat(pt.data, N // pt.data.shape[1], axis=1)
+    data = params.ring.from_host(np.repeat(host(pt.data), N // pt.data.shape[1], axis=1))
     primes = [params.chain.primes[i] for i in limbs]
     x = reference.crt(params.ring.intt(data, limbs), primes)
     return reference.centered(x, params.chain.modulus(pt.level))
@@ -193,7 +194,7 @@ def test_long_periods_are_encoded_in_full(
     v = rng.uniform(-1, 1, period)
     pt = encoder.encode(v, level=2, periodic=True)
     assert not pt.is_periodic
-    assert np.array_equal(pt.data, encoder.encode(np.tile(v, 512 // period), level=2).data)
+    assert same(pt.data, encoder.encode(np.tile(v, 512 // period), level=2).data)
 
 
 @pytest.mark.parametrize("period", [6, 96])

@@ -24,6 +24,7 @@ from aegis_dask.errors import (
     MissingKeyError,
     ScaleError,
 )
+from tests.arrays import equal
 from tests.schemes import ROTATIONS, Scheme, every_level, presets
 
 Schemes = Callable[[str], Scheme]
@@ -34,12 +35,6 @@ SIZE = sqrt(2 / 3)
 
 at_every_level = pytest.mark.parametrize(("name", "level"), every_level())
 above_level_0 = pytest.mark.parametrize(("name", "level"), every_level(lowest=1))
-
-
-def equal(x: Ciphertext, y: Ciphertext) -> bool:
-    """Whether residues, level and scale are the same."""
-    same = (x.level, x.scale) == (y.level, y.scale)
-    return same and np.array_equal(x.data, y.data)
 
 
 class Operands:

@@ -44,6 +44,7 @@ from aegis_dask.errors import (
     MissingKeyError,
     SerializationError,
 )
+from tests.arrays import host, same
 
 pytestmark = pytest.mark.filterwarnings("ignore::aegis_dask.errors.InsecureParametersWarning")
 
@@ -133,12 +134,12 @@ def residues(obj: object) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
     """All residues of an object, with the primes of their limbs."""
     if isinstance(obj, (Plaintext, Ciphertext)):
         primes = obj.params.chain.primes
-        yield obj.data, tuple(primes[i] for i in obj.params.limbs(obj.level))
+        yield host(obj.data), tuple(primes[i] for i in obj.params.limbs(obj.level))
     elif isinstance(obj, PublicKey):
-        yield obj.b, obj.params.chain.all_primes
+        yield host(obj.b), obj.params.chain.all_primes
     elif isinstance(obj, EvaluationKey):
         primes = obj.params.chain.all_primes
-        yield obj.b, tuple(primes[i] for i in obj.params.key_limbs(obj.level))
+        yield host(obj.b), tuple(primes[i] for i in obj.params.key_limbs(obj.level))
     elif isinstance(obj, EvaluationKeys):
         galois = [obj.galois[g] for g in sorted(obj.galois)]
         for key in filter(None, [obj.relinearisation, *galois]):
@@ -176,7 +177,7 @@ def assert_equal(a: object, b: object) -> None:
     for name in ("level", "scale", "seed", "period"):
         assert getattr(a, name, None) == getattr(b, name, None)
     if isinstance(a, (PublicKey, EvaluationKey)):
-        np.testing.assert_array_equal(a.a, b.a)
+        assert same(a.a, b.a)
     if isinstance(a, EvaluationKeys):
         assert a.galois.keys() == b.galois.keys()
         assert (a.relinearisation is None) == (b.relinearisation is None)
@@ -304,9 +305,10 @@ def test_the_payload_is_raw_aligned_tensors(s: SimpleNamespace, kind: str) -> No
         assert hashlib.sha256(payload[begin:end]).hexdigest() == entry["sha256"]
         tensor = np.frombuffer(payload[begin:end], "<u4").reshape(entry["shape"])
         if name == "data":
-            np.testing.assert_array_equal(tensor, s.objects[kind].data)
+            assert same(tensor, s.objects[kind].data)
 
 
+@pytest.mark.usefixtures("arrays_of_numpy")
 def test_mapped_residues_are_the_file(s: SimpleNamespace, tmp_path: Path) -> None:
     save(s.keys, tmp_path / "keys")
     save(s.objects["product"], tmp_path / "product")
@@ -323,6 +325,7 @@ def test_mapped_residues_are_the_file(s: SimpleNamespace, tmp_path: Path) -> Non
     assert (tmp_path / "product").read_bytes() == before
 
 
+@pytest.mark.usefixtures("arrays_of_numpy")
 def test_a_writable_buffer_is_shared_and_a_read_only_one_copied(s: SimpleNamespace) -> None:
     buffer = bytearray(s.written["product"])
     shared = loads(buffer, s.params, expect=Ciphertext)
@@ -724,7 +727,10 @@ def test_nothing_is_written_of_what_cannot_be(s: SimpleNamespace, tmp_path: Path
         replace(fresh, data=fresh.data[:, ::-1]),  # the seed is of the other component
         replace(fresh, seed=fresh.seed[:32]),
         replace(s.objects["product"], seed=fresh.seed),
-        replace(s.objects["product"], data=s.objects["product"].data.astype(np.int64)),
+        replace(
+            s.objects["product"],
+            data=s.params.ring.from_host(host(s.objects["product"].data).astype(np.int64)),
+        ),
         replace(s.objects["product"], data=s.objects["product"].data[:, :1]),
         replace(s.objects["product"], data=s.objects["product"].data[:0]),
         replace(s.objects["product"], scale=Scale({2: 1000})),
@@ -875,12 +881,12 @@ def secret_finder(secret: SecretKey) -> Callable[[bytes], bool]:
     }
     plain = ring.from_signed(coefficients, limbs)
     transformed = ring.ntt(plain, limbs)
-    forms = [plain, transformed, ring.to_montgomery(transformed, limbs)]
+    forms = [host(x) for x in (plain, transformed, ring.to_montgomery(transformed, limbs))]
     # Pairs of residues are 60-bit numbers, so they are looked up as such: quicker than substrings.
     # The residues of ternary coefficients take three values, their pairs are no evidence.
     pairs = np.concatenate([np.ascontiguousarray(f).view("<u8").reshape(-1) for f in forms[1:]])
     pairs = np.unique(pairs)
-    needles |= {plain[l, i : i + WINDOW].tobytes() for l in limbs for i in starts}
+    needles |= {forms[0][l, i : i + WINDOW].tobytes() for l in limbs for i in starts}
 
     def found(data: bytes) -> bool:
         for skip in range(8):
@@ -907,9 +913,9 @@ def test_the_search_finds_a_secret_that_is_there(s: SimpleNamespace, tmp_path: P
     part = s.secret._coefficients[100:124]
     for dtype in (np.int8, np.int16, np.int64, np.float64):
         assert found(b"x" * 1001 + part.astype(dtype).tobytes() + b"y" * 99)
-    leaked = replace(s.objects["product"], data=s.objects["product"].data.copy())
-    limbs = s.params.limbs(leaked.level)
-    leaked.data[1, 1] = s.secret._residues[limbs[0] : limbs[-1] + 1]
+    limbs, data = s.params.limbs(s.objects["product"].level), host(s.objects["product"].data).copy()
+    data[1, 1] = host(s.secret._residues)[limbs[0] : limbs[-1] + 1]
+    leaked = replace(s.objects["product"], data=s.params.ring.from_host(data))
     assert found(dumps(leaked))
     assert found(pickle.dumps(leaked))
 
@@ -927,4 +933,4 @@ def test_masks_are_those_of_the_encryptor(s: SimpleNamespace) -> None:
     for b in range(3):
         seed = seeds[32 * b : 32 * b + 32]
         mask = s.params.ring.uniform(seed, sampling.DOMAIN_CIPHERTEXT, [0], limbs)[0]
-        np.testing.assert_array_equal(ciphertext.data[b, 1], mask)
+        assert same(ciphertext.data[b, 1], mask)

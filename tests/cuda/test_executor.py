@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis_dask.placement.limbs.rounds import Exchange
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.executor import Executor
 from tests.cuda.moving import assert_same, emulation, moved
@@ -38,3 +39,15 @@ def test_a_run_on_gpu_workers(workers: int, tmp_path: Path) -> None:
             assert isinstance(found.batch.data, DeviceArray)
             assert found.shape == value.shape
             assert_same(found, value.batch.data, name)
+
+
+@pytest.mark.parametrize("exchange", ["broadcast", "input-broadcast", "output-aggregation"])
+def test_a_run_divided_by_limbs_on_gpu_workers(exchange: Exchange) -> None:
+    client = someone()
+    expected = client.expected()
+    program, store = model()
+    with emulation(), Executor.local(workers=2, processes=False) as executor:
+        executor.prepare(client.params, moved(client.keys), store)
+        result = executor.run_by_limbs(program, {"x": moved(client.x)}, exchange)
+        for name, value in expected.items():
+            assert_same(result.outputs[name], value.batch.data, name)

@@ -94,6 +94,10 @@ class DeviceArray:
     def copy(self) -> DeviceArray:
         return DeviceArray(self._host.copy())
 
+    def get(self) -> NDArray[Any]:
+        """Return a copy on the host, as arrays of CuPy's do."""
+        return self._host.copy()
+
 
 class EmulatedDevice:
     """Runs kernels on the host."""

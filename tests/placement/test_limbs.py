@@ -41,9 +41,7 @@ def prepared() -> tuple[Program, Parameters, EvaluationKeys, dict[str, Any], Cip
     keys = generator.evaluation_keys(secret, rotations=analysis.keys.rotations, conjugation=True)
     shape = program.nodes[program.inputs["x"]].shape
     rng, encryptor = np.random.default_rng(), Encryptor(params, secret)
-    cts = [encryptor.encrypt(rng.uniform(-1, 1, SLOTS)) for _ in range(int(np.prod(shape)))]
-    data = np.concatenate([c.data for c in cts])
-    x = CipherArray(Ciphertext(params, data, cts[0].level, cts[0].scale), shape)
+    x = CipherArray(encryptor.encrypt(rng.uniform(-1, 1, (int(np.prod(shape)), SLOTS))), shape)
     return program, params, keys, store, x, analysis
 
 

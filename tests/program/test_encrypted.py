@@ -14,6 +14,7 @@ from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Capture, Program, capture, concatenate, stack, total
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
+from tests.arrays import same
 from tests.program.machines import (
     SLOTS,
     Matrix,
@@ -157,7 +158,7 @@ def test_a_matrix_is_encoded_in_parts_with_the_same_residues(
     e = Encrypted(s.evaluator)
     whole = run(program, e, x, STORE)["y"]
     monkeypatch.setattr("aegis_dask.program.encrypted.WEIGHT_BYTES", 1)
-    assert np.array_equal(run(program, e, x, STORE)["y"].batch.data, whole.batch.data)
+    assert same(run(program, e, x, STORE)["y"].batch.data, whole.batch.data)
 
 
 def test_parts_joined_are_the_array(
@@ -169,7 +170,7 @@ def test_parts_joined_are_the_array(
     assert [p.shape for p in parts] == [(1, 2), (3, 2)]
     joined = e.join(parts)
     assert joined.shape == x.shape
-    assert np.array_equal(joined.batch.data, x.batch.data)
+    assert same(joined.batch.data, x.batch.data)
 
 
 def test_mistakes_in_values_are_refused(

@@ -16,6 +16,7 @@ from aegis_dask.program.encrypted import Encrypted
 from aegis_dask.program.graph import Capture, Program, capture, stack
 from aegis_dask.program.interpreter import run, run_stage
 from aegis_dask.program.simulated import Simulated
+from tests.arrays import same
 from tests.program.machines import (
     SLOTS,
     Matrix,
@@ -107,7 +108,7 @@ def test_parts_of_encrypted_stages_give_the_same_residues(
     whole = run(PROGRAM, e, given_slots, STORE)
     found = run_in_parts(PROGRAM, e, given_slots, STORE, lambda over: bounds)
     for name, i in PROGRAM.outputs.items():
-        assert np.array_equal(found[i].batch.data, whole[name].batch.data), name
+        assert same(found[i].batch.data, whole[name].batch.data), name
 
 
 def test_a_part_needs_whole_what_an_operation_mixes() -> None:

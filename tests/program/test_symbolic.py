@@ -179,6 +179,7 @@ class Meter:
         self.monkeypatch.setattr(owner, name, watched)
 
 
+@pytest.mark.usefixtures("arrays_of_numpy")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_counts_are_those_of_the_kernels(
     name: str,

@@ -16,6 +16,7 @@ from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.errors import BackendError, EncodingError
 from aegis_dask.program.weights import PreparedWeights, coefficients
+from tests.arrays import same
 
 SCALE = Scale.from_int(1 << 30)
 
@@ -76,7 +77,7 @@ def test_rows_are_prepared_once(matrix: Any, store: dict[str, Any]) -> None:
     assert prepared.of(again, store, SCALE)(0, 1) is first
     assert (counted.built, again.built) == (1, 0)
     expected = coefficients(matrix.build(store, 0, 1).reshape(-1, *first.shape[2:], 16), SCALE)
-    assert np.array_equal(first, expected)
+    assert same(first, expected)
     assert prepared.nbytes == first.nbytes
 
 
@@ -90,8 +91,8 @@ def test_what_differs_is_prepared_anew(matrix: Any, store: dict[str, Any]) -> No
         prepared.of(matrix, store, SCALE)(1, 2),
     ]
     assert all(o is not first for o in others)
-    assert np.array_equal(others[0], first)
-    assert not np.array_equal(others[2], first)
+    assert same(others[0], first)
+    assert not same(others[2], first)
 
 
 def test_what_was_used_longest_ago_makes_room(matrix: Any, store: dict[str, Any]) -> None:
@@ -112,10 +113,11 @@ def test_nothing_is_kept_without_room(matrix: Any, store: dict[str, Any]) -> Non
     for limit in (0, 1):
         counted, prepared = Counted(matrix), weights(limit)
         rows = prepared.of(counted, store, SCALE)
-        assert np.array_equal(rows(0, 1), rows(0, 1))
+        assert same(rows(0, 1), rows(0, 1))
         assert (counted.built, prepared.nbytes) == (2, 0)
 
 
+@pytest.mark.usefixtures("arrays_of_numpy")
 def test_the_bound_can_be_configured() -> None:
     assert weights(None).limit == 0  # the CPU's own choice
     with dask.config.set({"aegis.prepared-weights": "2 MiB"}):

@@ -45,13 +45,17 @@ class LimbProgram:
         return [s.positions(limbs, d) for d in range(s.devices)]
 
     def compute(self, task: Task, inputs: Sequence[Any], shard: Shard) -> Any:
-        """Return what a task gives: a `State`, limbs for the others, or limbs of an output."""
+        """Return what a task gives: a `State`, limbs for the others, or limbs of an output.
+
+        Limbs of inputs and outputs are on the host.
+        """
+        ring = shard.ring
         if task.kind == "limbs":
             shard.state = inputs[0]
             (node,) = task.results
             view = self.outputs[node]
             limbs = self.schedule.limbs_of(view)
-            return shard.rows(view, self.schedule.owned(limbs, shard.device))
+            return ring.to_host(shard.rows(view, self.schedule.owned(limbs, shard.device)))
         current = self.schedule.rounds[task.round]
         if task.kind == "share" and task.to >= 0:
             return shard.outgoing_to(current, inputs[0], task.stage, task.to)
@@ -60,7 +64,7 @@ class LimbProgram:
         if task.round == 0:
             state = State()
             for node, value in zip(task.results, inputs, strict=True):
-                state[self.inputs[node]] = value
+                state[self.inputs[node]] = ring.from_host(value)
         else:
             state = inputs[0]
             before = self.schedule.rounds[task.round - 1]

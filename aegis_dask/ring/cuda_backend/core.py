@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -88,7 +89,14 @@ class Core:
         self._table = device.upload(self._host_table)
         self._by_degree = with_companions(shoup_pair([pow(n, -1, p) for p in primes], primes))
         self._keep: list[Any] = []
-        self._forward, self._inverse = self._upload_twiddles(False), self._upload_twiddles(True)
+
+    @cached_property
+    def _forward(self) -> Structure:
+        return self._upload_twiddles(False)
+
+    @cached_property
+    def _inverse(self) -> Structure:
+        return self._upload_twiddles(True)
 
     def _upload_twiddles(self, inverse: bool) -> Structure:
         tables = twiddles.tables(self.degree, self.chain.all_primes, inverse)

@@ -101,6 +101,14 @@ DEVICE const u32* addend_row(Addend a, int poly, int components, int row) {
 }
 
 // Second launch of the forward transform of a remainder, and the division that it is for:
+// `f x - transformed (+ g addend[point])`, of x in [0, 2p) and transformed in [0, 4p).
+DEVICE u32 divided(u32 x, u32 transformed, Factor f, const u32* addend, u32 point, Factor g, u32 p,
+                   u32 p2) {
+    u32 t = shoup(x, f, p) + p2 - below(transformed, p2);  // (0, 4p)
+    if (addend) t = below(t, p2) + shoup(addend[point], g, p);
+    return canonical4(t, p);
+}
+
 // `out = factor x - NTT(remainder) (+ addend_factor addend)`, then X -> X^g by scattering, with
 // `inverse` = g^-1. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
 // there) of `x_limbs`.
@@ -115,16 +123,16 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
     const Factor f = factors[k], g = addend_factors[k];
     const size_t row = row_of(rows) * N;
     const u32* own_x = x_ + ((size_t)poly * x_limbs + target) * N;
-    const bool added = has_addend(addend, poly, components);
-    const u32* own_addend = added ? addend_row(addend, poly, components, target) : nullptr;
+    const u32* own_addend = has_addend(addend, poly, components)
+                                ? addend_row(addend, poly, components, target)
+                                : nullptr;
     TAIL_OF_THREAD
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
     UNROLL for (int i = 0; i < 16; i++) {
         const u32 point = tail * TAIL + lane + 16 * i;
-        u32 t = shoup(own_x[point], f, p) + p2 - below(x[i], p2);  // (0, 4p)
-        if (added) t = below(t, p2) + shoup(own_addend[point], g, p);
-        out[row + (inverse == 1 ? point : source_of(point, inverse))] = canonical4(t, p);
+        out[row + (inverse == 1 ? point : source_of(point, inverse))] =
+            divided(own_x[point], x[i], f, own_addend, point, g, p, p2);
     }
 }
 
@@ -147,8 +155,9 @@ PHASED(ntt_tails_divide_products, TAIL_THREADS)
     const u32* half = component ? key.a : key.b;
     const int* key_rows = key.rows;
     GLOBAL(half), GLOBAL(key_rows);
-    const bool added = has_addend(addend, poly, components);
-    const u32* own_addend = added ? addend_row(addend, poly, components, target) : nullptr;
+    const u32* own_addend = has_addend(addend, poly, components)
+                                ? addend_row(addend, poly, components, target)
+                                : nullptr;
     TAIL_OF_THREAD
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
@@ -165,9 +174,8 @@ PHASED(ntt_tails_divide_products, TAIL_THREADS)
     }
     UNROLL for (int i = 0; i < 16; i++) {
         const u32 point = first + 16 * i;
-        u32 t = shoup(reduce(sum[i], p, c.q_inv), f, p) + p2 - below(x[i], p2);  // (0, 4p)
-        if (added) t = below(t, p2) + shoup(own_addend[point], g, p);
-        out[row + (key.inverse == 1 ? point : source_of(point, key.inverse))] = canonical4(t, p);
+        out[row + (key.inverse == 1 ? point : source_of(point, key.inverse))] =
+            divided(reduce(sum[i], p, c.q_inv), x[i], f, own_addend, point, g, p, p2);
     }
 }
 
