@@ -114,6 +114,8 @@ class Checkpoint(Snapshot):
 
     directory: Path = Path()
     run: str = ""
+    _begun: dict[str, Any] | None = field(default=None, init=False)
+    """What the index says of the plan and of what it takes, once they are written."""
 
     @classmethod
     def open(cls, directory: Path, run: str, params: Parameters | None) -> Checkpoint:
@@ -144,24 +146,29 @@ class Checkpoint(Snapshot):
             logger.warning("the checkpoint in %s is not used: %s", directory, e)
         return found
 
+    def begin(self, plan: Plan, known: dict[int, Any] | None = None, share: float = 0.0) -> None:
+        """See `Snapshot.begin`."""
+        super().begin(plan, known, share)
+        self._begun = None
+
     def update(self, groups: int, values: dict[int, Any]) -> None:
         """Take note of more, here and on disk; a full disk only ends the writing."""
         super().update(groups, values)
         assert self.plan is not None
         try:
-            plan = _write_file(json.dumps(plan_to_dict(self.plan)).encode(), self.directory, "plan")
-            known, written = (
-                {str(number): _write(v, self.directory) for number, v in part.items()}
-                for part in (self.known, values)
-            )
+            if self._begun is None:
+                text = json.dumps(plan_to_dict(self.plan)).encode()
+                self._begun = {
+                    "plan": _write_file(text, self.directory, "plan"),
+                    "known": self._written(self.known),
+                }
             index = {
                 "version": _VERSION,
                 "run": self.run,
-                "plan": plan,
-                "known": known,
+                **self._begun,
                 "share": self.share,
                 "groups": groups,
-                "values": written,
+                "values": self._written(values),
             }
             write_atomically(self.directory / INDEX, [json.dumps(index).encode()], mode=PRIVATE)
         except OSError as e:
@@ -169,12 +176,16 @@ class Checkpoint(Snapshot):
                 "the run goes on, but its checkpoint in %s stays as it was: %s", self.directory, e
             )
             return
-        leaves = [leaf for v in (*known.values(), *written.values()) for leaf in v["leaves"]]
-        used = {INDEX, plan["file"], *(leaf["file"] for leaf in leaves)}
+        parts = (*index["known"].values(), *index["values"].values())
+        leaves = [leaf for part in parts for leaf in part["leaves"]]
+        used = {INDEX, index["plan"]["file"], *(leaf["file"] for leaf in leaves)}
         for file in self.directory.iterdir():
             if file.name not in used:
                 with suppress(OSError):
                     file.unlink()
+
+    def _written(self, values: dict[int, Any]) -> dict[str, Any]:
+        return {str(number): _write(v, self.directory) for number, v in values.items()}
 
 
 def identity(program: Program, inputs: Mapping[str, Any], extra: str = "") -> str:
