@@ -29,7 +29,7 @@ from aegis_dask.models.calibration import calibrate
 from aegis_dask.models.checkpoint import BertConfig, random_bert
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.models.programs import OUTPUT
-from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.backend import HoistedKey, Ring
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.service import local
 from aegis_dask.service.client import Client
@@ -220,6 +220,13 @@ def kernels(section: Section) -> None:
         lambda: ring.inner_product(device[0], raised, raising, device[1], device[2], False),
         bytes_raised + key + 2 * count * limb,
     )
+    plain_digits, addend = ring.to_host(raised), residues(1, of=window)
+    turned = [HoistedKey(key_b, key_a, g) for g in (5, 25, 125, 625)]
+    case(
+        "products with 4 keys at once, turned", "turned_products",
+        bytes_raised + len(turned) * (key + 2 * count * limb) + own * limb,
+        c1, plain_digits, raising, turned, False, addend,
+    )  # fmt: skip
     sums = residues(1, 2)
     case("ModDown", "mod_down", (2 * count + 2 * own) * limb, sums, down)
     everything = (own + 2 * bytes_raised // limb + 4 * count + 2 * own) * limb + key
@@ -230,6 +237,9 @@ def kernels(section: Section) -> None:
     weights = rng.integers(0, 2**24, (8, 32, outs, terms)).astype(np.uint32)
     size = left.nbytes * (1 + outs // terms) + weights.nbytes
     case(f"GEMM {outs} x {terms}, 8 limbs", "gemm", size, left, weights, window[:8])
+    few, thin = residues(16, 2, of=window[:8]), weights[:, :1, :4, :16]
+    size = few.nbytes * (1 + 4 / 16) + thin.nbytes
+    case("GEMM 4 x 16, 8 limbs", "gemm", int(size), few, np.ascontiguousarray(thin), window[:8])
     right = residues(16, 2, of=window[:8])
     several = residues(4, 16, 2, of=window[:8])
     size = right.nbytes + several.nbytes + 4 * 3 * 8 * limb
@@ -253,6 +263,8 @@ def _plain(x: Any) -> Any:
 def _to_device(ring: Ring, x: Any) -> Any:
     if isinstance(x, _Host):
         return x.array
+    if isinstance(x, list) and x and isinstance(x[0], HoistedKey):
+        return [k._replace(b=ring.from_host(k.b), a=ring.from_host(k.a)) for k in x]
     return ring.from_host(x) if isinstance(x, np.ndarray) and x.dtype == np.uint32 else x
 
 
