@@ -224,7 +224,7 @@ def test_a_second_iteration_refreshes_the_error(
 
 
 @pytest.mark.slow
-def test_a_thousand_refreshes_do_not_let_the_error_grow(
+def test_a_thousand_refreshes_drift_as_a_thousand_sines(
     context: Context, rng: np.random.Generator
 ) -> None:
     b = context.bootstrapper()
@@ -234,13 +234,25 @@ def test_a_thousand_refreshes_do_not_let_the_error_grow(
     errors = []
     for _ in range(1000):
         x = ev.to_level(b.refresh(x), b.input_level)
-        errors.append(np.max(np.abs(context.decryptor.decrypt(x) - z[0])))
-    # Each refresh replaces a value m by sin(m): a drift of at most the cube, 2^-26 of a half,
-    # every time in the same direction, and a random error of 2^-28.
-    step = context.params.sine.sine_error(0.5 * 2.0**-13) * 2.0**13 * np.sqrt(2)
+        error = context.decryptor.decrypt(x) - z[0]
+        errors.append(np.concatenate([error.real, error.imag], axis=None))
+    # Each refresh replaces a part m by the polynomial of I + m, which takes the integer I off: its
+    # mean over I is a drift (the sine's cube, and what the fit is off on average), every time the
+    # same; the rest is another number every time, and noise a tenth of it.
+    parts = np.concatenate([z[0].real, z[0].imag], axis=None)
+    weight = context.params.literal.sparse_weight
+    taken_off, counts = np.unique(
+        np.rint(rng.uniform(-0.5, 0.5, (weight, 400_000)).sum(axis=0)), return_counts=True
+    )
+    off = context.params.sine.evaluate(taken_off[:, None] + parts * 2.0**-13) * 2.0**13 - parts
+    drift = np.average(off, axis=0, weights=counts)
+    spread = np.sqrt(np.average((off - drift) ** 2, weights=np.tile(counts, (len(parts), 1)).T))
+    assert np.max(np.abs(drift)) < 2.0**-26
+    assert spread < 2.0**-26.8
     for i in (0, 9, 99, 999):
-        assert errors[i] < (i + 1) * step + 2.0**-24 * np.sqrt(i + 1)
-    assert max(errors) < 2.0**-14
+        rest = errors[i] - (i + 1) * drift
+        assert np.max(np.abs(rest)) < 6 * spread * np.sqrt(i + 1)
+        assert np.sqrt(np.mean(rest**2)) < 1.2 * spread * np.sqrt(i + 1)
 
 
 # -- errors -------------------------------------------------------------------------------------
