@@ -194,7 +194,7 @@ def _json(e: Examples, folder: Path) -> list[Target]:
     machines = tuple(as_json(m.to_dict()) for m in MACHINES.values())
 
     def plan_for(workers: int) -> bytes:
-        plan = make_plan(job.program, workers, [1.0] * len(job.program.stages))
+        plan = make_plan(job.program, workers, [0.1] * len(job.program.stages))
         return file_of(lambda p: write_plan(p, plan, job.program), folder)
 
     plans = tuple(map(plan_for, (1, 3)))
