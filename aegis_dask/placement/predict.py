@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from aegis_dask.placement.cut import Rows
 from aegis_dask.placement.tasks import Plan, Task
 from aegis_dask.placement.traffic import CLIENT, Transfers
 from aegis_dask.program.graph import Program
@@ -18,18 +19,43 @@ def result_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> int
     """Return the bytes of residues of what a task gives."""
     if task.payload is not None:
         return task.payload
-    out = 0
-    for node, rows in task.given:
-        shape, size = program.nodes[node].shape, node_bytes[node]
-        if rows is not None and shape:
-            first, last = rows
-            size = size // shape[0] * (last - first)
-        out += size
-    return out
+    return sum(_value_bytes(program, node, rows, node_bytes) for node, rows in task.given)
+
+
+def _value_bytes(program: Program, node: int, rows: Rows | None, node_bytes: Sequence[int]) -> int:
+    shape, size = program.nodes[node].shape, node_bytes[node]
+    if rows is None or not shape:
+        return size
+    return size // shape[0] * (rows[1] - rows[0])
+
+
+def working_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> int:
+    """Return the most bytes of what a task's parts have given that it holds at a time.
+
+    Temporaries of operations are not among them.
+    """
+    if not task.parts:
+        return result_bytes(program, task, node_bytes)
+    users = [{k + i for i in part.takes if i < 0} for k, part in enumerate(task.parts)]
+    last_use = {j: k for k, used in enumerate(users) for j in used}
+    held = peak = 0
+    let_go: list[int] = []  # of each part, once no other needs it
+    for k, part in enumerate(task.parts):
+        size = result_bytes(program, part.task, node_bytes)
+        given = (part.task.results[s] for s in part.gives)
+        kept = sum(_value_bytes(program, node, part.task.rows, node_bytes) for node in given)
+        let_go.append(size - kept)
+        held += size
+        peak = max(peak, held)
+        done = {j for j in users[k] | {k} if last_use.get(j, j) == k}
+        held -= sum(let_go[j] for j in done)
+    return peak
 
 
 def peak_bytes(program: Program, plan: Plan, node_bytes: Sequence[int]) -> int:
-    """Return the most bytes of results that a plan's only worker holds at a time.
+    """Return the most bytes of results that a plan's only worker holds, in the order of ranks.
+
+    Dask may take up a task before one that is only just on its way, so a run can differ a little.
 
     Parameters
     ----------
@@ -43,8 +69,8 @@ def peak_bytes(program: Program, plan: Plan, node_bytes: Sequence[int]) -> int:
     left.update(i for pieces in plan.outputs.values() for i in pieces)
     held = peak = 0
     for task in sorted(plan.tasks, key=lambda t: (t.rank, t.index)):
+        peak = max(peak, held + working_bytes(program, task, node_bytes))
         held += sizes[task.index]
-        peak = max(peak, held)
         for i in set(task.sources):
             left[i] -= 1
             held -= 0 if left[i] else sizes[i]

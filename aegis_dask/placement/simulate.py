@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.devices import Machine
-from aegis_dask.placement.predict import result_bytes
+from aegis_dask.placement.predict import result_bytes, working_bytes
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.graph import Program
 
@@ -50,7 +50,7 @@ class Simulation:
     received
         Bytes that each device received from the others.
     peak_bytes
-        Most bytes of results held at a time, of every device.
+        Most bytes of results held at a time, of every device, those inside of tasks among them.
     peak_tasks
         Task whose result made it that much.
     timeline
@@ -109,6 +109,7 @@ class _Simulator:
         self.node_bytes = node_bytes
         self.tasks = plan.tasks
         self.bytes = [result_bytes(program, t, node_bytes) for t in self.tasks]
+        self.working = [working_bytes(program, t, node_bytes) for t in self.tasks]
         self.consumers: list[list[int]] = [[] for _ in self.tasks]
         for t in self.tasks:
             for i in t.sources:
@@ -278,7 +279,7 @@ class _Simulator:
     def ended(self, now: float, index: int, device: int) -> None:
         """Take note of the end of a task."""
         self.running[device] = None
-        self.hold(device, index)
+        self.hold(device, index, self.working[index])
         if not self.needed[index, device]:
             self.held[device] -= self.bytes[index]
         for i in dict.fromkeys(self.tasks[index].sources):
@@ -292,10 +293,12 @@ class _Simulator:
 
     # -- memory ------------------------------------------------------------------------------
 
-    def hold(self, device: int, index: int) -> None:
+    def hold(self, device: int, index: int, most: int = 0) -> None:
+        """Note that a result is there; `most` is what was held to make it."""
+        peak = self.held[device] + max(most, self.bytes[index])
         self.held[device] += self.bytes[index]
-        if self.held[device] > self.peak[device]:
-            self.peak[device], self.peak_at[device] = self.held[device], index
+        if peak > self.peak[device]:
+            self.peak[device], self.peak_at[device] = peak, index
 
     def let_go(self, index: int, device: int) -> None:
         self.needed[index, device] -= 1

@@ -9,6 +9,7 @@ import pytest
 
 from aegis_dask.placement.fuse import fuse
 from aegis_dask.placement.plan import make_plan
+from aegis_dask.placement.predict import result_bytes, working_bytes
 from aegis_dask.placement.tasks import Argument, Plan, Take, Task
 from tests.runtime.programs import chain, model
 
@@ -103,6 +104,17 @@ def test_a_group_gives_what_others_take() -> None:
     (whole,) = [t for t in grouped(*DIAMOND, seconds=5.0).tasks if t.parts]
     assert whole.results == (5,)
     assert [p.takes for p in whole.parts] == [(0,), (-1,), (-2,), (-2, -1), (-1, -4)]
+
+
+def test_what_a_group_holds_is_counted() -> None:
+    program = chain(12)
+    (whole,) = (t for t in grouped(*DIAMOND, seconds=5.0).tasks if t.parts)
+    sizes = [0, 1, 10, 100, 1000, 10000, 0, 0]
+    # 1 with 2 and 3, then with 4; 5 takes 4 and 1.
+    assert working_bytes(program, whole, sizes) == 10000 + 1000 + 1
+    assert working_bytes(program, whole, [0, 1, 10, 100, 1000, 0, 0, 0]) == 1111
+    first = grouped(*DIAMOND, seconds=2.0).tasks[1]  # gives both of its values
+    assert working_bytes(program, first, sizes) == result_bytes(program, first, sizes) == 11
 
 
 def test_groups_keep_nobody_waiting() -> None:
