@@ -71,7 +71,12 @@ def test_residues_do_not_depend_on_workers_that_are_threads(
     with Executor.local(workers=workers, processes=False, protocol=protocol) as executor:
         executor.prepare(client.params, client.keys, STORE)
         result = executor.run(PROGRAM, client.inputs, stage_work=WORK, target_seconds=0.3)
+        whole = executor.run(PROGRAM, client.inputs, stage_work=WORK, target_seconds=60.0)
     assert_same(result.outputs, client.expected())
+    assert_same(whole.outputs, client.expected())
+    assert whole.tasks < result.tasks
+    assert workers > 1 or whole.tasks < len(WORK)
+    assert {s.name for s in whole.timeline} == {s.name for s in result.timeline}  # every stage
 
 
 def test_residues_do_not_depend_on_workers_that_are_processes(
