@@ -15,8 +15,8 @@ import pytest
 
 from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.chain import build_chain
-from aegis_dask.ring.cuda_backend.ring import CudaRing
-from aegis_dask.ring.registry import BACKENDS, get_ring
+from aegis_dask.ring.registry import get_ring
+from tests.emulation.device import EMULATION, register
 from tests.schemes import Scheme, SchemeCache
 
 SEED = int(os.environ.get("AEGIS_TEST_SEED") or secrets.randbits(32))
@@ -26,7 +26,7 @@ SEED = int(os.environ.get("AEGIS_TEST_SEED") or secrets.randbits(32))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
-        choices=["cpu", "cuda", "emulation"],
+        choices=["cpu", "cuda", EMULATION],
         default="cpu",
         help="where kernels of this process run; tests of ckks, program and circuits can take any",
     )
@@ -37,10 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--backend")
     os.environ["DASK_AEGIS__BACKEND"] = "cuda" if name == "cuda" else "cpu"
     dask.config.set({"aegis.backend": name})
-    if name == "emulation":
-        from tests.emulation.device import EmulatedDevice
-
-        BACKENDS[name] = lambda chain: CudaRing(chain, EmulatedDevice())
+    if name == EMULATION:
+        register()
     config.addinivalue_line("filterwarnings", "ignore::aegis_dask.errors.InsecureParametersWarning")
 
 

@@ -76,11 +76,9 @@ def _pack_plaintext(plaintext: Plaintext) -> tuple[Fields, Tensors]:
     params, period = plaintext.params, _period(plaintext.period, plaintext.params)
     level, scale = _pack_level_and_scale(plaintext)
     shape = (len(params.window(level)), 2 * period)
-    data = plaintext.data  # on the host already if it repeats
-    if not plaintext.is_periodic:
-        data = params.ring.to_host(data)
-    data = np.ascontiguousarray(data)
-    _check_tensor("the plaintext", data.dtype.name, data.shape, shape)
+    # One that repeats is on the host already.
+    data = plaintext.data if plaintext.is_periodic else params.ring.to_host(plaintext.data)
+    data = _checked_residues("the plaintext", data, shape)
     return {"level": level, "scale": scale, "period": period}, {"data": data}
 
 
@@ -309,7 +307,11 @@ def _primes(params: Parameters, level: int) -> tuple[int, ...]:
 
 def host_residues(ring: Ring, what: str, data: Any, shape: Shape) -> NDArray[Any]:
     """Return residues of the expected shape as a contiguous host array."""
-    array = np.ascontiguousarray(ring.to_host(data))
+    return _checked_residues(what, ring.to_host(data), shape)
+
+
+def _checked_residues(what: str, data: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    array = np.ascontiguousarray(data)
     _check_tensor(what, array.dtype.name, array.shape, shape)
     return array
 

@@ -263,4 +263,4 @@ class _Joining:
 
     def _slot(self, i: int, slot: int | None, members: Members) -> int | None:
         """Return which result of its set, or of itself in the same set, a result of a task is."""
-        return slot if i in members else self.slots.get((i, slot), slot)
+        return slot if i in members else self.slots[i, slot]

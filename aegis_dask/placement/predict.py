@@ -36,8 +36,7 @@ def working_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> in
     """
     if not task.parts:
         return result_bytes(program, task, node_bytes)
-    users = [{k + i for i in part.takes if i < 0} for k, part in enumerate(task.parts)]
-    last_use = {j: k for k, used in enumerate(users) for j in used}
+    last_uses = task.last_uses
     held = peak = 0
     let_go: list[int] = []  # of each part, once no other needs it
     for k, part in enumerate(task.parts):
@@ -47,8 +46,7 @@ def working_bytes(program: Program, task: Task, node_bytes: Sequence[int]) -> in
         let_go.append(size - kept)
         held += size
         peak = max(peak, held)
-        done = {j for j in users[k] | {k} if last_use.get(j, j) == k}
-        held -= sum(let_go[j] for j in done)
+        held -= sum(let_go[j] for j in range(k + 1) if last_uses.get(j, j) == k)
     return peak
 
 

@@ -101,6 +101,11 @@ class Task:
         return (Part(self, tuple(range(len(self.sources))), tuple(range(len(self.results)))),)
 
     @property
+    def last_uses(self) -> dict[int, int]:
+        """Part -> the last one that takes what it gives, if any does."""
+        return {k + i: k for k, part in enumerate(self.parts) for i in part.takes if i < 0}
+
+    @property
     def given(self) -> list[tuple[int, Rows | None]]:
         """Node and rows of each result."""
         return [(p.task.results[s], p.task.rows) for p in self.steps for s in p.gives]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,23 +285,19 @@ class _Made:
     """What the parts of a task give, while later parts or the caller need it."""
 
     def __init__(self, task: Task) -> None:
-        self._steps = task.steps
+        self._steps, self._last_uses = task.steps, task.last_uses
         self._values: dict[int, Any] = {}
         self._given: list[Any] = []
-        self._users = Counter(
-            k + i for k, part in enumerate(task.steps) for i in part.takes if i < 0
-        )
 
     def take(self, part: int, before: int) -> Any:
         """Return for a part what an earlier one gives."""
-        source = part + before
-        self._users[source] -= 1
-        return self._values[source] if self._users[source] else self._values.pop(source)
+        return self._values[part + before]
 
     def add(self, part: int, out: Any) -> None:
-        """Keep what a part gives."""
-        if self._users[part]:
-            self._values[part] = out
+        """Keep what a part gives, and let go what no later one takes."""
+        self._values[part] = out
+        for j in [j for j in self._values if self._last_uses.get(j, j) == part]:
+            del self._values[j]
         step = self._steps[part]
         several = len(step.task.results) > 1
         self._given += [out[s] if several else out for s in step.gives]

@@ -9,20 +9,16 @@ from typing import Any
 import dask.config
 import numpy as np
 
-from aegis_dask.ring.cuda_backend.ring import CudaRing
-from aegis_dask.ring.registry import BACKENDS
 from benchmarks._moving import host, moved
-from tests.emulation.device import EmulatedDevice
+from tests.emulation.device import EMULATION, register
 
 __all__ = ["assert_same", "emulation", "host", "moved"]
-
-EMULATION = "emulation"
 
 
 @contextmanager
 def emulation() -> Iterator[None]:
     """Let every ring be that of the emulated GPU."""
-    BACKENDS[EMULATION] = lambda chain: CudaRing(chain, EmulatedDevice())
+    register()
     with dask.config.set({"aegis.backend": EMULATION}):
         yield
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from aegis_dask.ring.cuda_backend import sources
 from aegis_dask.ring.cuda_backend.residency import Residency
+from aegis_dask.ring.cuda_backend.ring import CudaRing
+from aegis_dask.ring.registry import BACKENDS
 
 HEADER = Path(__file__).with_name("emulation.h")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -97,6 +99,14 @@ class DeviceArray:
     def get(self) -> NDArray[Any]:
         """Return a copy on the host, as arrays of CuPy's do."""
         return self._host.copy()
+
+
+EMULATION = "emulation"
+
+
+def register() -> None:
+    """Make the emulated GPU a backend."""
+    BACKENDS[EMULATION] = lambda chain: CudaRing(chain, EmulatedDevice())
 
 
 class EmulatedDevice:

@@ -95,12 +95,13 @@ DEVICE bool has_addend(Addend a, int poly, int components) {
     return a.data && poly % components < a.used;
 }
 
+// Null where there is none.
 DEVICE const u32* addend_row(Addend a, int poly, int components, int row) {
+    if (!has_addend(a, poly, components)) return nullptr;
     const size_t first = (size_t)(poly / components % a.batch) * a.step;
     return a.data + (first + poly % components * a.limbs + row) * N;
 }
 
-// Second launch of the forward transform of a remainder, and the division that it is for:
 // `f x - transformed (+ g addend[point])`, of x in [0, 2p) and transformed in [0, 4p).
 DEVICE u32 divided(u32 x, u32 transformed, Factor f, const u32* addend, u32 point, Factor g, u32 p,
                    u32 p2) {
@@ -109,6 +110,7 @@ DEVICE u32 divided(u32 x, u32 transformed, Factor f, const u32* addend, u32 poin
     return canonical4(t, p);
 }
 
+// Second launch of the forward transform of a remainder, and the division that it is for:
 // `out = factor x - NTT(remainder) (+ addend_factor addend)`, then X -> X^g by scattering, with
 // `inverse` = g^-1. The x of limb k is row target_rows[k] (any where it is -1, the factors are 0
 // there) of `x_limbs`.
@@ -123,9 +125,7 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
     const Factor f = factors[k], g = addend_factors[k];
     const size_t row = row_of(rows) * N;
     const u32* own_x = x_ + ((size_t)poly * x_limbs + target) * N;
-    const u32* own_addend = has_addend(addend, poly, components)
-                                ? addend_row(addend, poly, components, target)
-                                : nullptr;
+    const u32* own_addend = addend_row(addend, poly, components, target);
     TAIL_OF_THREAD
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
@@ -155,9 +155,7 @@ PHASED(ntt_tails_divide_products, TAIL_THREADS)
     const u32* half = component ? key.a : key.b;
     const int* key_rows = key.rows;
     GLOBAL(half), GLOBAL(key_rows);
-    const u32* own_addend = has_addend(addend, poly, components)
-                                ? addend_row(addend, poly, components, target)
-                                : nullptr;
+    const u32* own_addend = addend_row(addend, poly, components, target);
     TAIL_OF_THREAD
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
