@@ -23,7 +23,8 @@ class Switches:
     Attributes
     ----------
     urgent_first
-        Begin with what others wait for (`strategy.stage_order`), else in the order of the program.
+        Begin with what others wait for (`strategy.stage_order`), or on one worker in that order or
+        the program's, whichever holds less; else in the order of the program.
     fuses
         Make chains and groups of tasks one (`fuse`).
     shares_joins, adds_in_parts
