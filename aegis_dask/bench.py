@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ import aegis_dask as aegis
 from aegis_dask.circuits.approximation import gelu
 from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.errors import InsecureParametersWarning
+from aegis_dask.ring.backend import Ring
+from aegis_dask.ring.registry import backend_name, device_name
 from aegis_dask.ring.threads import get_threads, set_threads
 
 T = TypeVar("T")
@@ -124,14 +127,15 @@ def run(
 
 def measure(params: aegis.Parameters, dimension: int, rng: np.random.Generator) -> Report:
     """Run the workload once, with a matrix of ``dimension x dimension``."""
+    timed = partial(_timed, params.ring)
     start = perf_counter()
     values, vector, matrix = _inputs(params, dimension, rng)
     degree = (1 << min(4, params.max_level - 1)) - 1  # leaves one level for the matrix
     coefficients = aegis.chebyshev_coefficients(_activation, degree)
-    transform, matrix_seconds = _timed(lambda: aegis.LinearTransform.from_matrix(params, matrix))
+    transform, matrix_seconds = timed(lambda: aegis.LinearTransform.from_matrix(params, matrix))
 
-    client, key_seconds = _timed(lambda: _Client(params, {ROTATION, *transform.rotations}))
-    x, encryption_seconds = _timed(lambda: client.encryptor.encrypt(values), repeats=2)
+    client, key_seconds = timed(lambda: _Client(params, {ROTATION, *transform.rotations}))
+    x, encryption_seconds = timed(lambda: client.encryptor.encrypt(values), repeats=2)
     v = client.encryptor.encrypt(np.tile(vector, params.slots // dimension))
 
     server = aegis.Evaluator(params, client.evaluation_keys)
@@ -165,9 +169,9 @@ def measure(params: aegis.Parameters, dimension: int, rng: np.random.Generator) 
         ),
         _Task("the three in sequence", v, in_sequence, np.roll(polynomial(product), -ROTATION)),
     )
-    results = [_timed(task.run, repeats=2) for task in tasks]
+    results = [timed(task.run, repeats=2) for task in tasks]
 
-    fresh, decryption_seconds = _timed(lambda: client.decryptor.decrypt(x), repeats=2)
+    fresh, decryption_seconds = timed(lambda: client.decryptor.decrypt(x), repeats=2)
     stats = aegis.precision_stats(values, fresh)
     operations = [Operation("encryption", None, x.level, encryption_seconds, stats)]
     for task, (result, seconds) in zip(tasks, results, strict=True):
@@ -232,12 +236,14 @@ def _activation(t: NDArray[np.float64]) -> NDArray[np.float64]:
     return gelu(ACTIVATION_RANGE * t) / ACTIVATION_RANGE
 
 
-def _timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, float]:
+def _timed(ring: Ring, function: Callable[[], T], repeats: int = 1) -> tuple[T, float]:
     """Return the result and the seconds of the fastest of `repeats` runs."""
     best = math.inf
     for _ in range(repeats):
+        ring.synchronize()  # a GPU has only been told what to do when a function returns
         start = perf_counter()
         result = function()
+        ring.synchronize()
         best = min(best, perf_counter() - start)
     return result, best
 
@@ -259,6 +265,17 @@ def _peak_memory() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _computed_on() -> tuple[str, str]:
+    if backend_name() == "cpu":
+        return "CPU threads", str(get_threads())
+    return "computed on", device_name()
+
+
+def _milliseconds(seconds: float) -> str:
+    """Return text with enough digits for a GPU's rotation, too."""
+    return f"{seconds * 1e3:,.1f}" if seconds >= 1e-2 else f"{seconds * 1e3:.3g}"
 
 
 def _megabytes(count: float) -> str:
@@ -289,7 +306,7 @@ def _print_tables(report: Report, preparation: float) -> None:
         ("public key", _megabytes(report.public_key_bytes)),
         ("fresh ciphertext", _megabytes(report.ciphertext_bytes)),
         ("encoded matrix", _megabytes(report.matrix_bytes)),
-        ("CPU threads", str(get_threads())),
+        _computed_on(),
     ):
         header.add_row(name, value)
     console.print(header)
@@ -304,7 +321,7 @@ def _print_tables(report: Report, preparation: float) -> None:
         table.add_row(
             op.name,
             f"{before}{op.level_after}",
-            f"{op.seconds * 1e3:,.1f}",
+            _milliseconds(op.seconds),
             f"[{'green' if good else 'bold red'}]{op.precision.worst:.1f}[/]",
             f"{op.precision.mean:.1f}",
         )
@@ -344,6 +361,8 @@ def _as_dict(report: Report, preparation: float) -> dict[str, Any]:
             "log2_qp": round(params.log2_key_modulus, 2),
             "security_bits": SECURITY_BITS if params.is_secure else None,
         },
+        "backend": backend_name(),
+        "device": device_name(),
         "threads": get_threads(),
         "evaluation_keys": report.evaluation_keys,
         "evaluation_key_bytes": report.evaluation_key_bytes,

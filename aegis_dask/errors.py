@@ -63,6 +63,10 @@ class DeviceMemoryError(BackendError):
     """A GPU has too little memory left."""
 
 
+class DeviceFailedError(BackendError):
+    """A kernel has failed on a GPU, which the process cannot use any more."""
+
+
 class InsecureParametersWarning(UserWarning):
     """A parameter set meant for tests, without security, is in use."""
 

@@ -53,7 +53,8 @@ def test_every_message_of_the_table_is_one_of_ours() -> None:
     rows = re.findall(r"^\| `(.*?)` \|", PAGE.text[PAGE.text.index("| message |") :], re.MULTILINE)
     sources = " ".join(
         node.value
-        for file in (ROOT / "aegis_dask" / "runtime").glob("*.py")
+        for folder in ("runtime", "ring/cuda_backend")
+        for file in (ROOT / "aegis_dask" / folder).glob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )

@@ -85,11 +85,12 @@ def _calibrate(path: Path, as_json: bool) -> int:
     device, link = machine.device, machine.inside
     terminal.pairs(
         {
-            "kernels": f"{device.speed:.2f} times as fast as estimated, one thread",
+            "device": f"{device.name}, {device.memory_bytes / 1e9:.0f} GB",
+            "kernels": f"{device.speed:.2f} times as fast as estimated for a thread",
             "copies": f"{device.bytes_per_second / 1e9:.2f} GB/s, read and written",
             "hop on one worker": f"{machine.hop_seconds * 1e3:.1f} ms",
             "across workers": f"{(machine.hop_seconds + link.latency_seconds) * 1e3:.1f} ms",
-            "between workers": f"{link.bytes_per_second / 1e9:.2f} GB/s",
+            f"{link.name}": f"{link.bytes_per_second / 1e9:.2f} GB/s",
         }
     )
     terminal.say(f"Machine: {path}. Plan for it with --machine {path}.")

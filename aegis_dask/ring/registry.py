@@ -55,6 +55,22 @@ def backend_name() -> str:
     return name
 
 
+def device_name() -> str:
+    """Return the name of the GPU that computes, or of the backend that is none.
+
+    Raises
+    ------
+    BackendError
+        If the backend that is asked for cannot be used here.
+    """
+    name = backend_name()
+    if name != "cuda":
+        return name
+    from aegis_dask.ring.cuda_backend.device import this_device
+
+    return this_device().name()
+
+
 @lru_cache(maxsize=1)
 def _has_gpu() -> bool:
     from importlib.util import find_spec

@@ -15,6 +15,7 @@ from typing import Any
 import cloudpickle
 
 from aegis_dask.dashboard.brief import Brief, make_brief
+from aegis_dask.errors import ClusterError
 from aegis_dask.placement.devices import Machine
 from aegis_dask.placement.limbs.plan import LimbProgram
 from aegis_dask.placement.limbs.record import Recording, unrecorded
@@ -29,7 +30,7 @@ from aegis_dask.runtime.loading import Loaded
 from aegis_dask.runtime.measure import WorkerReport
 from aegis_dask.runtime.progress import ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
-from aegis_dask.runtime.session import Session, WorkerLostError
+from aegis_dask.runtime.session import DeviceLostError, Session, WorkerLostError
 from aegis_dask.runtime.site import Site
 from aegis_dask.runtime.transfers import count_transfers
 from aegis_dask.runtime.values import join_limbs, join_rows
@@ -150,6 +151,10 @@ class Attempt:
                     reports: dict[str, WorkerReport] = client.run(
                         plugin.report_run, run, workers=list(where)
                     )
+        except DeviceLostError as e:
+            if not site.restart(e.address):
+                raise ClusterError(str(e)) from e
+            raise
         finally:
             with site.lock:
                 site.hosts.withdraw(file)

@@ -13,21 +13,25 @@ import numpy as np
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
+import aegis_dask.runtime.serialization  # noqa: F401 - ciphertexts travel as they do in runs
 from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.evaluator import Evaluator
-from aegis_dask.ckks.keys import KeyGenerator
+from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
 from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.config import CUDA
 from aegis_dask.errors import InsecureParametersWarning
 from aegis_dask.placement.devices import Device, Link, Machine
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Capture, capture
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.symbolic import analyse
+from aegis_dask.ring.cuda_backend.device import device_count
+from aegis_dask.ring.registry import backend_name, device_name
 from aegis_dask.ring.threads import get_threads, set_threads
 from aegis_dask.runtime import cluster
 
-PRESET = "insecure-n12-d40"
-"""Of the kernels' measurement: security does not matter, size hardly."""
+PRESET, GPU_PRESET = "insecure-n12-d40", "n16-d40"
+"""Of the kernels' measurement: security does not matter, on a CPU size hardly."""
 TASK_SECONDS = 0.01
 HOPS = 40
 MOVED_BYTES = 1 << 27
@@ -38,24 +42,44 @@ REPEATS = 12
 
 
 def measure_machine() -> Machine:
-    """Return this machine as a plan sees it: workers of one thread, linked through loopback.
+    """Return this machine as a plan sees it, with workers that are linked through it.
 
-    Takes half a minute, on a machine that does nothing else.
+    A worker has one thread of the CPU, or a GPU if that is the backend; two share the only one, to
+    see what goes between them. Takes half a minute, on a machine that does nothing else.
+
+    Raises
+    ------
+    BackendError
+        If the backend that is asked for cannot be used here.
     """
+    gpus = device_count() if backend_name() == CUDA else 0
     with ExitStack() as stack:
-        client = cluster.start_local(2, True, False, None, None, stack)
-        first, second = cluster.in_order(cluster.wait_for_workers(client, 2, 60.0))
+        if gpus:
+            client, _ = cluster.start_cuda(max(gpus, 2), False, None, stack)
+        else:
+            client = cluster.start_local(2, True, False, None, None, stack)
+        first, second = cluster.in_order(cluster.wait_for_workers(client, 2, 60.0))[:2]
         same = _hop(client, first, first)
         across = _hop(client, first, second)
         moving = _moving(client, first, second)
         copies = [client.submit(_copying, workers=[first], pure=False) for _ in range(ROUNDS)]
         copying = median(f.result() for f in copies)
-        memory = int(MEMORY_LIMIT // 2)
-        speed = min(_speeds(client, [first, second]))
+        speed = min(_speeds(client, [first] if gpus == 1 else [first, second]))
+        name, memory = client.submit(_device, workers=[first], pure=False).result()
     latency = max(across - same, 1e-4)
-    loopback = Link("TCP on one host (measured)", moving, latency)
-    device = Device("a thread of this CPU (measured)", memory, speed, copying)
-    return Machine(device, 64, loopback, Link("Ethernet 1 Gbit/s", 125e6, 1e-3), 0.001, same)
+    kind = "between GPUs of one host" if gpus else "TCP on one host"
+    inside = Link(f"{kind} (measured)", moving, latency)
+    device = Device(f"{name} (measured)", memory, speed, copying)
+    return Machine(device, gpus or 64, inside, Link("Ethernet 1 Gbit/s", 125e6, 1e-3), 0.001, same)
+
+
+def _device() -> tuple[str, int]:
+    """Return name and bytes of what computes in this process."""
+    if backend_name() != CUDA:
+        return "a thread of this CPU", int(MEMORY_LIMIT // 2)
+    from aegis_dask.ring.cuda_backend.device import this_device
+
+    return device_name(), this_device().memory()
 
 
 def _speeds(client: Client, workers: list[str]) -> list[float]:
@@ -67,10 +91,8 @@ def _speeds(client: Client, workers: list[str]) -> list[float]:
 
 
 def kernel_speed() -> float:
-    """Return how many times faster one thread computes than the estimates say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InsecureParametersWarning)
-        params = Parameters.preset(PRESET)
+    """Return how many times faster one thread, or a GPU, computes than the estimates say."""
+    params = _parameters()
 
     def build(c: Capture) -> None:
         x = c.input("x", (4,))
@@ -83,17 +105,34 @@ def kernel_speed() -> float:
     generator = KeyGenerator(params)
     secret = generator.secret_key()
     keys = generator.evaluation_keys(secret, rotations=analysis.keys.rotations)
-    encryptor = Encryptor(params, secret)
-    one = encryptor.encrypt(np.zeros(params.slots), level=analysis.top_level)
-    x = CipherArray(one.with_data(np.repeat(one.data, 4, axis=0)), (4,))
     arithmetic: Any = Encrypted(Evaluator(params, keys))
+    x = _array(params, secret, 4, analysis.top_level)
+
+    def work() -> None:
+        run(program, arithmetic, {"x": x}, {})
+        params.ring.synchronize()
+
     before = get_threads()
     set_threads(1)
     try:
-        seconds = _typical(lambda: run(program, arithmetic, {"x": x}, {}))
+        seconds = _typical(work)
     finally:
         set_threads(before)
     return sum(analysis.stage_work) / seconds
+
+
+def _parameters() -> Parameters:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InsecureParametersWarning)
+        return Parameters.preset(GPU_PRESET if backend_name() == CUDA else PRESET)
+
+
+def _array(
+    params: Parameters, secret: SecretKey, count: int, level: int | None = None
+) -> CipherArray:
+    one = Encryptor(params, secret).encrypt(np.zeros(params.slots), level=level)
+    data = np.repeat(params.ring.to_host(one.data), count, axis=0)
+    return CipherArray(one.with_data(params.ring.from_host(data)), (count,))
 
 
 def _typical(work: Callable[[], Any]) -> float:
@@ -125,8 +164,10 @@ def _hop(client: Client, a: str, b: str) -> float:
     return max(min(found), 1e-4)
 
 
-def _made(size: int, seed: int) -> Any:
-    return np.random.default_rng(seed).integers(0, 1 << 30, size // 4, np.uint32)
+def _made(size: int) -> CipherArray:
+    params = _parameters()
+    secret = KeyGenerator(params).secret_key()
+    return _array(params, secret, max(size // _array(params, secret, 1).nbytes, 1))
 
 
 def _moving(client: Client, a: str, b: str) -> float:
@@ -135,27 +176,32 @@ def _moving(client: Client, a: str, b: str) -> float:
     for _ in range(ROUNDS):
         made: dict[str, list[Any]] = {}
         for w in (a, b):
-            seeds = range(ARRAYS)
-            made[w] = [client.submit(_made, MOVED_BYTES, k, workers=[w], pure=False) for k in seeds]
-            client.submit(_count, made[w], workers=[w], pure=False).result()
+            made[w] = [
+                client.submit(_made, MOVED_BYTES, workers=[w], pure=False) for _ in range(ARRAYS)
+            ]
+            client.submit(_bytes, made[w], workers=[w], pure=False).result()
         start = time.perf_counter()
         fetching = [
-            client.submit(_count, made[source], workers=[w], pure=False)
+            client.submit(_bytes, made[source], workers=[w], pure=False)
             for w, source in ((a, b), (b, a))
         ]
-        for future in fetching:
-            future.result()
-        rates.append(ARRAYS * MOVED_BYTES / (time.perf_counter() - start))
+        moved: int = min(future.result() for future in fetching)
+        rates.append(moved / (time.perf_counter() - start))
     return median(rates)
 
 
-def _count(arrays: list[Any]) -> int:
-    return sum(len(x) for x in arrays)
+def _bytes(arrays: list[CipherArray]) -> int:
+    return sum(x.nbytes for x in arrays)
 
 
 def _copying() -> float:
     """Return the bytes per second, read and written, of putting arrays together."""
-    x = np.ones(MOVED_BYTES // 8, np.uint32)
+    params = _parameters()
+    arithmetic = Encrypted(Evaluator(params, EvaluationKeys(params)))
+    x = _made(MOVED_BYTES // 2)
+    params.ring.synchronize()
     start = time.perf_counter()
-    y = np.concatenate([x, x])
-    return 2 * y.nbytes / (time.perf_counter() - start)
+    y = arithmetic.join([x, x])
+    params.ring.synchronize()
+    seconds = time.perf_counter() - start
+    return float(2 * y.nbytes / seconds)

@@ -23,7 +23,7 @@ from distributed.core import send_recv
 from aegis_dask._version import __version__
 from aegis_dask.config import BACKEND, CPU, CUDA
 from aegis_dask.errors import ClusterError
-from aegis_dask.ring.cuda_backend.device import require_cupy
+from aegis_dask.ring.cuda_backend.device import device_count
 from aegis_dask.ring.registry import backend_name
 from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
 from aegis_dask.runtime.security import agree, check_handshake
@@ -149,7 +149,7 @@ def start_cuda(
     ClusterError
         If dask-cuda is missing, or fewer workers than one are asked for.
     """
-    gpus = int(require_cupy().cuda.runtime.getDeviceCount())
+    gpus = device_count()
     count = gpus if workers is None else workers
     if count < 1:
         raise ClusterError(f"{count} workers were asked for; one or more are needed")

@@ -14,7 +14,7 @@ from distributed import Client
 from distributed.client import Future
 from distributed.utils_comm import gather_from_workers
 
-from aegis_dask.errors import ClusterError, IntegrityError
+from aegis_dask.errors import ClusterError, DeviceFailedError, IntegrityError
 from aegis_dask.placement.tasks import Plan
 from aegis_dask.placement.traffic import format_bytes
 from aegis_dask.runtime import plugin
@@ -48,6 +48,14 @@ Event = tuple[str, Any]
 
 class WorkerLostError(ClusterError):
     """A worker of a run, or the scheduler, is gone; the run can be taken up again."""
+
+
+class DeviceLostError(WorkerLostError):
+    """The GPU of a worker has failed: its process must be started again."""
+
+    def __init__(self, message: str, address: str) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class RunCancelledError(ClusterError):
@@ -368,8 +376,11 @@ class Session:
         error = future.exception()
         if isinstance(error, TaskError):
             cause = error.error
-            failure = ClusterError(
-                f"{self.describe(error.index, error.stage)} failed on {error.worker}: {cause}"
+            text = f"{self.describe(error.index, error.stage)} failed on {error.worker}: {cause}"
+            failure = (
+                DeviceLostError(text, error.worker)
+                if isinstance(cause, DeviceFailedError)
+                else ClusterError(text)
             )
             failure.add_note(error.trace)
             for note in getattr(cause, "__notes__", ()):

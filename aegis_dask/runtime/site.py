@@ -111,6 +111,17 @@ class Site:
             self.loader.open(loaded, where)
             return where
 
+    def restart(self, address: str) -> bool:
+        """Start the process of a worker again; False if nothing would do that (it has no nanny)."""
+        with self.lock:
+            found = cluster.workers_of(self.client).get(address)
+            if found is None:
+                return True  # it is gone already, as other lost workers are
+            if not found.get("nanny"):
+                return False
+            self.client.restart_workers([address], self.join_seconds, raise_for_error=False)
+            return True
+
     def _introduce(self) -> None:
         """Give scheduler and workers, those to come too, what they need of us."""
         self._scheduler = cluster.identity_of(self.client)["id"]

@@ -103,7 +103,7 @@ def test_blocks_have_a_whole_number_of_warps(log_n: int) -> None:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that seems to have two GPUs; its workers use the CPU all the same."""
-    monkeypatch.setattr(cluster, "require_cupy", lambda: FakeCupy(13000, 13000, 2))
+    monkeypatch.setattr(cluster, "device_count", lambda: 2)
     monkeypatch.setattr(cluster, "CUDA", "cpu")
 
 

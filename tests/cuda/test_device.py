@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aegis_dask.errors import BackendError, DeviceMemoryError
+from aegis_dask.errors import BackendError, DeviceFailedError, DeviceMemoryError
 from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.chain import Window
 from aegis_dask.ring.conversion import digit_raise, mod_down
@@ -49,37 +50,50 @@ class EmulatedCupy:
     def __init__(self) -> None:
         self.room: float = float("inf")
         self.fails = False
+        self.has_failed = False
+        self.has_toolkit = True
+        self._bound = threading.local()
         self._handles: dict[int, tuple[str, int]] = {}
         self._numbers = itertools.count(1000)
-        error = type("OutOfMemoryError", (Exception,), {})
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
                 getDevice=lambda: 0,
-                memGetInfo=lambda: (1 << 30, 8 << 30),
+                memGetInfo=self._memory,
                 CUDARuntimeError=type("CUDARuntimeError", (Exception,), {}),
             ),
             driver=SimpleNamespace(launchKernel=self._launch, CUDADriverError=DriverError),
-            memory=SimpleNamespace(OutOfMemoryError=error),
-            get_current_stream=lambda: SimpleNamespace(ptr=7, synchronize=lambda: None),
+            get_current_stream=lambda: SimpleNamespace(ptr=7, synchronize=self._synchronize),
         )
 
+    def _memory(self) -> tuple[int, int]:
+        self._bound.here = True  # as calls of CUDA's runtime do
+        return 1 << 30, 8 << 30
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        self._synchronize()
         out = np.empty(shape, dtype)
         if out.nbytes > self.room:
-            raise self.cuda.memory.OutOfMemoryError
+            raise MemoryError("std::bad_alloc")  # CuPy's own, and RMM's, are of this class
         out.fill(0xDEADBEEF)
         return Array(out)
 
     def asarray(self, x: NDArray[Any]) -> Array:
         return Array(x.copy(order="K"))  # CuPy keeps the order of a transpose
 
+    def _synchronize(self) -> None:
+        if self.has_failed:
+            raise self.cuda.runtime.CUDARuntimeError("cudaErrorLaunchFailure")
+
     def asnumpy(self, x: Array) -> NDArray[Any]:
+        self._synchronize()
         return x._host.copy()
 
     def ascontiguousarray(self, x: Array) -> Array:
         return Array(np.ascontiguousarray(x._host))
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> Any:  # noqa: N802
+        if not self.has_toolkit:
+            raise RuntimeError("Failed to find CUDA headers")
         assert code == sources.text()
         (log_n,) = (int(o.partition("LOG_N=")[2]) for o in options if "LOG_N" in o)
 
@@ -92,7 +106,9 @@ class EmulatedCupy:
 
     def _launch(self, function: int, *rest: int) -> None:
         if self.fails:
-            raise DriverError("CUDA_ERROR_LAUNCH_FAILED")
+            raise DriverError("REFUSED")
+        if not hasattr(self._bound, "here"):
+            raise DriverError("CUDA_ERROR_INVALID_CONTEXT")
         x, y, z, threads, one, another, shared, stream, pointer, extra = rest
         name, log_n = self._handles[function]
         assert (threads, one, another) == (sources.threads(name, log_n), 1, 1)
@@ -138,6 +154,29 @@ def test_kernels_through_cupy(
     assert gpu.part_bytes == (8 << 30) // 64
 
 
+@needs_compiler
+def test_the_first_call_of_a_thread_may_be_a_launch(
+    cupy: EmulatedCupy, thirty_limb_ring: Callable[[int], Ring]
+) -> None:
+    """A pool has memory without asking CUDA, whose driver launches in bound threads only."""
+    gpu = CudaRing(thirty_limb_ring(N).chain, device.CupyDevice())
+    x = gpu.from_host(np.ones((1, 3, N), np.uint32))
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(gpu.ntt(x, (0, 3, 30))))
+    thread.start()
+    thread.join()
+    assert np.array_equal(gpu.to_host(found[0]), gpu.to_host(gpu.ntt(x, (0, 3, 30))))
+
+
+def test_a_missing_toolkit_is_said(
+    cupy: EmulatedCupy, thirty_limb_ring: Callable[[int], Ring]
+) -> None:
+    gpu = CudaRing(thirty_limb_ring(N).chain, device.CupyDevice())
+    cupy.has_toolkit = False
+    with pytest.raises(BackendError, match=r"Failed to find CUDA headers.*aegis-dask\[cuda13\]"):
+        gpu.ntt(gpu.zeros((1, 3, N)), (0, 3, 30))
+
+
 def test_arrays_are_uploaded_in_c_order(cupy: EmulatedCupy) -> None:
     x = np.arange(12).reshape(3, 4).T
     found = device.CupyDevice().upload(x)
@@ -156,8 +195,17 @@ def test_a_kernel_that_fails_and_memory_that_ends_are_said(
     with pytest.raises(DeviceMemoryError, match=r"more are needed .*1\.07 of 8\.59 GB left.*KEYS"):
         gpu.ntt(x, (0, 3, 30))
     cupy.room, cupy.fails = float("inf"), True
-    with pytest.raises(BackendError, match=r"refused kernel ntt_rows .*CUDA_LAUNCH_BLOCKING=1"):
+    with pytest.raises(BackendError, match=r"refused kernel ntt_rows with grid .*REFUSED"):
         gpu.ntt(x, (0, 3, 30))
+    cupy.has_failed = True  # the next launch, copy or allocation finds out
+    calls: list[Callable[[], Any]] = [
+        lambda: gpu.device.launch("ntt_rows", 10, (1, 1, 1), 0),
+        lambda: gpu.to_host(x),
+        lambda: gpu.negate(x, (0, 3, 30)),
+    ]
+    for call in calls:
+        with pytest.raises(DeviceFailedError, match=r"a kernel failed .*CUDA_LAUNCH_BLOCKING=1"):
+            call()
 
 
 def test_the_real_cupy_has_what_is_used() -> None:
@@ -168,7 +216,7 @@ def test_the_real_cupy_has_what_is_used() -> None:
     for name in ("getDevice", "getDeviceCount", "memGetInfo", "CUDARuntimeError"):
         assert hasattr(cupy.cuda.runtime, name)
     assert issubclass(cupy.cuda.driver.CUDADriverError, Exception)
-    assert issubclass(cupy.cuda.memory.OutOfMemoryError, Exception)
+    assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
     signature = cupy.cuda.driver.launchKernel.__doc__ or ""
     found = re.findall(r"(\w+)(?=[,)])", signature.partition("\n")[0])
     assert found == [

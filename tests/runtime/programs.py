@@ -20,7 +20,7 @@ from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator
 from aegis_dask.ckks.parameters import Parameters
-from aegis_dask.errors import LevelError
+from aegis_dask.errors import DeviceFailedError, LevelError
 from aegis_dask.program.encrypted import CipherArray, Encrypted
 from aegis_dask.program.graph import Capture, Program, capture, total
 from aegis_dask.program.interpreter import run
@@ -158,7 +158,7 @@ def blocking(context: Context) -> Blocking:
 
 
 class Dying(Simulated):
-    """Kills its process in a rotation, or fills its memory, where a file asks for it."""
+    """Kills its process in a rotation, fills its memory, or loses a GPU, as a file asks for."""
 
     def __init__(self, order: Path) -> None:
         super().__init__()
@@ -174,6 +174,8 @@ class Dying(Simulated):
             mine.unlink()
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "device":
+                raise DeviceFailedError("a kernel failed on the GPU: cudaErrorIllegalAddress")
             held = []
             while True:  # until the nanny ends the process
                 held.append(np.ones(1 << 22))

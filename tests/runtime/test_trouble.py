@@ -68,6 +68,37 @@ def test_an_interrupt_cancels_the_run_and_leaves_the_cluster_clean() -> None:
         assert_usable(executor)
 
 
+def test_a_worker_whose_gpu_has_failed_is_started_again(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    options: Any = {"interpreter": DyingFactory(order), "stage_work": WORK}
+    with Executor.local(workers=2, threads_per_worker=1) as executor:
+        executor.prepare(store=STORE)
+        before = {*executor.client.run(os.getpid).values()}
+        order.write_text("device")
+        result = executor.run(PROGRAM, {"x": X}, **options)
+        expected = run(PROGRAM, Simulated(), {"x": X}, STORE)
+        assert np.array_equal(result.outputs["y"], expected["y"])
+        assert result.resumed == 1
+        after = {*executor.client.run(os.getpid).values()}
+        assert len(before - after) == len(after - before) == 1
+        order.write_text("device")
+        with pytest.raises(ClusterError, match=r"failed on tcp://.*: a kernel failed"):
+            executor.run(PROGRAM, {"x": X}, **options, resumes=0)
+        assert_usable(executor)
+        assert len(after - {*executor.client.run(os.getpid).values()}) == 1
+
+
+def test_a_gpu_that_fails_where_nothing_starts_workers_again_is_said(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    order.write_text("device")
+    with Executor.local(workers=2, processes=False) as executor:
+        executor.prepare(store=STORE)
+        with pytest.raises(
+            ClusterError, match=r"failed on inproc://.*: a kernel failed on the GPU"
+        ):
+            executor.run(PROGRAM, {"x": X}, interpreter=DyingFactory(order), stage_work=WORK)
+
+
 def test_a_worker_that_dies_is_named_and_its_successor_is_used(tmp_path: Path) -> None:
     order = tmp_path / "order"
     with Executor.local(workers=2, threads_per_worker=1, memory_limit="400MB") as executor:

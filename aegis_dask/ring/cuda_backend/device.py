@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache, lru_cache
 from math import prod
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_dask import config
-from aegis_dask.errors import BackendError, DeviceMemoryError
+from aegis_dask.errors import BackendError, DeviceFailedError, DeviceMemoryError
 from aegis_dask.ring.cuda_backend import sources
 from aegis_dask.ring.cuda_backend.residency import Residency
 
@@ -61,6 +62,17 @@ def require_cupy() -> Any:
     return cupy
 
 
+def device_count() -> int:
+    """Return how many GPUs this process sees.
+
+    Raises
+    ------
+    BackendError
+        If none can be used.
+    """
+    return int(require_cupy().cuda.runtime.getDeviceCount())
+
+
 def is_available() -> bool:
     """Tell whether there are CuPy and a GPU."""
     try:
@@ -81,6 +93,7 @@ class CupyDevice:
 
     def __init__(self) -> None:
         self.cupy = require_cupy()
+        self._threads = threading.local()
         configured = config.device_keys()
         room = self.memory() // KEY_PARTS if configured is None else configured
         self.keys = Residency(self.upload, room)
@@ -91,12 +104,15 @@ class CupyDevice:
 
     def upload(self, x: NDArray[Any]) -> Any:
         """Copy a host array to the device, in C order."""
-        # CuPy would keep another order, such as that of a transpose.
-        return self._allocate(lambda: self.cupy.asarray(np.ascontiguousarray(x)), x.nbytes)
+        host = np.ascontiguousarray(x)  # CuPy would keep another order, such as a transpose's
+        return self._allocate(lambda: self.cupy.asarray(host), x.nbytes)
 
     def download(self, x: Any) -> NDArray[Any]:
         """Copy an array to the host."""
-        found: NDArray[Any] = self.cupy.asnumpy(x)
+        try:
+            found: NDArray[Any] = self.cupy.asnumpy(x)
+        except self.cupy.cuda.runtime.CUDARuntimeError as e:
+            raise _failed(e) from e
         return found
 
     def contiguous(self, x: Any) -> Any:
@@ -109,16 +125,19 @@ class CupyDevice:
 
     def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
         """Launch a kernel on the current stream."""
+        if not hasattr(self._threads, "has_context"):
+            # The driver launches only in threads that the runtime has bound to the device. Memory
+            # from a pool does not do that, so a thread's first call may be this one.
+            self._threads.has_context = self.memory() > 0
         block = (sources.threads(kernel, log_n), 1, 1)
         stream = self.cupy.cuda.get_current_stream().ptr
         function = _function(kernel, log_n, self.cupy.cuda.runtime.getDevice())
         try:
             self.cupy.cuda.driver.launchKernel(function, *grid, *block, 0, stream, pointer, 0)
         except self.cupy.cuda.driver.CUDADriverError as e:
+            self.synchronize()  # an earlier kernel may have failed: that is told, then
             raise BackendError(
-                f"the GPU refused kernel {kernel} with grid {grid}: {e}. If an earlier kernel has "
-                "failed, this process cannot use the GPU any more; start it again, with "
-                "CUDA_LAUNCH_BLOCKING=1 to see which one it was"
+                f"the GPU refused kernel {kernel} with grid {grid}: {e}. Please report it"
             ) from e
 
     def synchronize(self) -> None:
@@ -126,25 +145,27 @@ class CupyDevice:
 
         Raises
         ------
-        BackendError
+        DeviceFailedError
             If one of them failed.
         """
         try:
             self.cupy.cuda.get_current_stream().synchronize()
         except self.cupy.cuda.runtime.CUDARuntimeError as e:
-            raise BackendError(
-                f"a kernel failed on the GPU: {e}. This process cannot use the GPU any more; start "
-                "it again, with CUDA_LAUNCH_BLOCKING=1 to see which kernel it was"
-            ) from e
+            raise _failed(e) from e
 
     def memory(self) -> int:
         """Return the bytes of memory of the GPU."""
         return int(self.cupy.cuda.runtime.memGetInfo()[1])
 
+    def name(self) -> str:
+        """Return what the maker calls the GPU."""
+        runtime = self.cupy.cuda.runtime
+        return str(runtime.getDeviceProperties(runtime.getDevice())["name"].decode())
+
     def _allocate(self, make: Any, size: int) -> Any:
         try:
             return make()
-        except self.cupy.cuda.memory.OutOfMemoryError as e:
+        except MemoryError as e:  # CuPy's OutOfMemoryError is one; what RMM raises is no other
             free, total = self.cupy.cuda.runtime.memGetInfo()
             raise DeviceMemoryError(
                 f"{size / 1e9:.2f} GB more are needed on the GPU, which has {free / 1e9:.2f} of "
@@ -152,6 +173,16 @@ class CupyDevice:
                 "a lower memory target for tasks (target_seconds), or less room for keys "
                 "(DASK_AEGIS__DEVICE_KEYS='4 GiB')"
             ) from e
+        except self.cupy.cuda.runtime.CUDARuntimeError as e:
+            raise _failed(e) from e
+
+
+def _failed(error: Exception) -> DeviceFailedError:
+    """Tell of a kernel that failed: whatever the runtime is asked for next says so."""
+    return DeviceFailedError(
+        f"a kernel failed on the GPU: {error}. This process cannot use the GPU any more; start it "
+        "again, with CUDA_LAUNCH_BLOCKING=1 to see which kernel it was"
+    )
 
 
 @lru_cache(maxsize=8)
@@ -163,4 +194,10 @@ def _module(log_n: int) -> Any:
 @lru_cache(maxsize=1024)
 def _function(kernel: str, log_n: int, device: int) -> int:
     """Return the handle of a kernel on a device; compiled once, then cached on disk by CuPy."""
-    return int(_module(log_n).get_function(kernel).kernel.ptr)
+    try:
+        return int(_module(log_n).get_function(kernel).kernel.ptr)
+    except RuntimeError as e:
+        raise BackendError(
+            f"kernels cannot be compiled and loaded here: {e}. It takes NVRTC and the headers of "
+            f"the CUDA toolkit, which come with {INSTALL}"
+        ) from e
