@@ -30,6 +30,8 @@ PRESET, SMALL = "n16-d40-b13", "insecure-n10-d40-b4"
 BASE = BertConfig(1, 768, 12, 3072, max_positions=2048, vocabulary=1000)
 TINY = BertConfig(1, 32, 4, 64, max_positions=64, vocabulary=11)
 BATCH_SECONDS = 0.05
+PRETENDED = "Pretended"
+"""How the names of GPUs begin that are none (`tests/pretended`)."""
 
 
 def _layer(tokens: int) -> Callable[[sections.Section, bool], None]:
@@ -58,8 +60,10 @@ def device_info() -> dict[str, Any]:
 
     cupy = require_cupy()
     found = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    name = found["name"].decode()
     return {
-        "name": found["name"].decode(),
+        "name": name,
+        "is_pretended": name.startswith(PRETENDED),
         "memory_bytes": int(found["totalGlobalMem"]),
         "l2_bytes": int(found["l2CacheSize"]),
         "multiprocessors": int(found["multiProcessorCount"]),
@@ -173,6 +177,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.small and "cuda" not in device:
             raise BackendError(
                 f"{device['name']}; a GPU and CuPy are needed (docs/gpu.md), or --small to try"
+            )
+        if device.get("is_pretended") and not (args.small or args.json):
+            raise BackendError(
+                f"{device['name']}: its times are those of an emulation, and are not kept with "
+                "those of GPUs; give them a file with --json"
             )
     except BackendError as e:
         say(f"error: {e}")

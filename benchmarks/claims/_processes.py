@@ -56,12 +56,12 @@ def pytest_command(*arguments: str) -> list[str]:
 
 def pytest(*arguments: str) -> Finding:
     """Run tests; the value is the number that passed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    return tests_of(sys.executable, "-m", "pytest", "-q", *arguments)
+
+
+def tests_of(*command: str) -> Finding:
+    """Run a command that runs pytest; the value is the number of tests that passed."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
     passed = re.search(r"(\d+) passed", lines[-1])
     return Finding(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu
 from benchmarks.claims import Claim, Finding, Options
-from benchmarks.claims._processes import passing, pytest
+from benchmarks.claims._processes import ROOT, passing, pytest, tests_of
 
 _TESTS = "tests/cuda/"
+_COMPARED = ("kernels", "operations", "bootstrap")
 _SUITE = ("tests/ckks", "tests/program", "tests/circuits")
 """Tests of the CPU that can run on any backend."""
 #: claim -> section, record, figure of it, factor to the unit, target, unit
@@ -44,10 +50,46 @@ _FIGURES: dict[str, tuple[str, str, str, float, str, str]] = {
 }
 
 
+PRETENDED = "scripts/pretended-gpu"
+
+
 def _require_gpu() -> None:
     device = gpu.device_info()
-    if "cuda" not in device:
+    if "cuda" not in device or device.get("is_pretended"):
         raise RuntimeError(f"not measured: {device['name']}")
+
+
+def _pretended_suite() -> Finding:
+    """Run the tests of the CPU with the real CuPy on a pretended GPU."""
+    command = ("python", "-m", "pytest", "-q", "--backend", "cuda", *_SUITE)
+    return tests_of(str(ROOT / PRETENDED), *command)
+
+
+def _pretended_sections() -> Finding:
+    """Compare kernels, operations and bootstrapping at N = 2^16, with the real CuPy."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "gpu.json")
+        command = ["python", "-m", "benchmarks.gpu", "--only", *_COMPARED, "--json", str(path)]
+        done = subprocess.run([ROOT / PRETENDED, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+        sections = json.loads(path.read_text())["sections"].values()
+    verdicts = [r["equal"] for s in sections for r in s["records"]]
+    return Finding(verdicts.count(True), sound=done.returncode == 0 and False not in verdicts)
+
+
+def _pretended_cluster() -> Finding:
+    """Run half a layer on dask-cuda's cluster of two pretended GPUs."""
+    command = ["aegis", "run", "feed_forward", "--text", "Any sentence.", "--insecure", "--json"]
+    done = subprocess.run(
+        [ROOT / PRETENDED, *command, "--cluster", "cuda"],
+        cwd=ROOT,
+        env={**os.environ, "PRETENDED_GPUS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    tasks = f"{report['run']['tasks']} tasks on two workers"
+    return Finding(round(report["precision"]["worst_bits"], 1), tasks)
 
 
 def _suite() -> Finding:
@@ -113,6 +155,23 @@ def claims(options: Options) -> list[Claim]:
         passing("emulated-layer", _TESTS + "test_layer.py"),
         passing("emulated-runs", _TESTS + "test_executor.py", _TESTS + "test_residency.py"),
         passing("emulated-suite", "--backend", "emulation", *_SUITE, slow=True),
+        Claim(
+            *("pretended-suite", ">= 1", "tests passed with the real CuPy, none failed"),
+            *(_pretended_suite, f"{PRETENDED} python -m pytest --backend cuda {' '.join(_SUITE)}"),
+            slow=True,
+        ),
+        Claim(
+            *("pretended-2-16", ">= 1", "results at N = 2^16, all residues the CPU's"),
+            _pretended_sections,
+            f"{PRETENDED} python -m benchmarks.gpu --only {' '.join(_COMPARED)} --json FILE",
+            slow=True,
+        ),
+        Claim(
+            *("pretended-cluster", ">= 10", "bits at worst, on dask-cuda's workers"),
+            _pretended_cluster,
+            f"PRETENDED_GPUS=2 {PRETENDED} aegis run feed_forward --insecure --cluster cuda",
+            slow=True,
+        ),
         passing("compiles", _TESTS + "test_compile.py"),
         passing("errors", _TESTS + "test_backend.py"),
         passing("transfers", _TESTS + "test_transfers.py"),
@@ -120,7 +179,7 @@ def claims(options: Options) -> list[Claim]:
             on_gpu(f"{name}-equal", ">= 1", "results, all residues the CPU's", partial(
                 runs.equal, name
             ))
-            for name in ("kernels", "operations", "bootstrap")
+            for name in _COMPARED
         ),
         on_gpu("suite", ">= 1", "tests passed, none failed", _suite),
         on_gpu("ntt", "<= 2", "x the time to move its limbs twice", runs.transform),

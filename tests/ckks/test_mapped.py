@@ -118,7 +118,7 @@ from aegis_dask.ckks.mapped import open_expanded
 from aegis_dask.ckks.parameters import Parameters
 from tests.arrays import host, same
 keys = open_expanded(sys.argv[1], Parameters.preset({TINY!r}))
-total = sum(int(h.sum()) for k in keys.galois.values() for h in (k.a, k.b))
+total = sum(int(host(h).sum()) for k in keys.galois.values() for h in (k.a, k.b))
 print(total, flush=True)
 sys.stdin.read()
 """

@@ -10,6 +10,8 @@ import dask.config
 import pytest
 from distributed import LocalCluster
 
+from aegis_dask.cli import setup
+from aegis_dask.cli.options import ClusterKind
 from aegis_dask.errors import BackendError, ClusterError
 from aegis_dask.ring import registry
 from aegis_dask.ring.cuda_backend import device, sources
@@ -150,3 +152,28 @@ def test_the_command_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "cupy", None)
     found = refused("run", "feed_forward", "--text", "a cat", "--insecure", "--cluster", "cuda")
     assert "needs CuPy" in found
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "backend", "dask_cuda", "expected"),
+    [
+        ("auto", None, "cuda", True, True),
+        ("auto", None, "cuda", False, False),
+        ("auto", None, "cpu", True, False),
+        ("auto", "tcp://127.0.0.1:1", "cuda", True, False),
+        ("local", None, "cuda", True, False),
+        ("cuda", None, "cpu", False, True),
+    ],
+)
+def test_gpus_of_the_machine_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    scheduler: str | None,
+    backend: str,
+    dask_cuda: bool,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(registry, "backend_name", lambda: backend)
+    monkeypatch.setattr(setup, "find_spec", lambda name: name if dask_cuda else None)
+    options = setup.ClusterOptions(scheduler, None, ClusterKind(kind), None, False)
+    assert options.cuda is expected
