@@ -18,6 +18,7 @@ MACHINE = "aegis.machine"
 TLS = "aegis.tls"
 PREPARED_WEIGHTS = "aegis.prepared-weights"
 DEVICE_KEYS = "aegis.device-keys"
+DEVICE_WORKERS = "aegis.device-workers"
 
 
 def backend() -> str:
@@ -50,6 +51,23 @@ def device_keys() -> int | None:
         If the setting is no size.
     """
     return _size(DEVICE_KEYS)
+
+
+def device_workers() -> int:
+    """Return how many processes share a GPU, each with its part of the memory: 1 by default.
+
+    Raises
+    ------
+    BackendError
+        If the setting is no positive integer.
+    """
+    found = dask.config.get(DEVICE_WORKERS, 1)
+    if type(found) is not int or found < 1:
+        raise BackendError(
+            f"{DEVICE_WORKERS} is set to {found!r} (DASK_AEGIS__DEVICE_WORKERS); give the number "
+            "of workers that share a GPU"
+        )
+    return found
 
 
 def _size(name: str) -> int | None:

@@ -170,7 +170,7 @@ def show_run(terminal: Terminal, outcome: Outcome) -> None:
     terminal.say(
         f"{result.tasks} tasks on {len(result.workers)} workers in {result.seconds:.2f} s; "
         f"{result.scheduling_share:.1%} of the workers' time went into scheduling and transfers; "
-        f"largest memory of a worker {format_bytes(result.peak_memory)}."
+        f"largest memory of a worker {result.memory_text}."
     )
     if result.resumed:
         times = "once" if result.resumed == 1 else f"{result.resumed} times"

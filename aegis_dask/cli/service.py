@@ -171,7 +171,7 @@ def evaluate(
     terminal.show(transfer_table(result))
     terminal.say(
         f"{result.tasks} tasks on {len(result.workers)} workers in {result.seconds:.2f} s; largest "
-        f"memory of a worker {format_bytes(result.peak_memory)}."
+        f"memory of a worker {result.memory_text}."
     )
     terminal.say(f"Send {out} ({format_bytes(size_of(out))}) back to the client.")
     if report is not None:

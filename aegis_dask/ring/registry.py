@@ -71,6 +71,15 @@ def device_name() -> str:
     return this_device().name()
 
 
+def device_memory() -> int:
+    """Return the bytes that have been taken from the GPU, 0 where none computes."""
+    if backend_name() != "cuda":
+        return 0
+    from aegis_dask.ring.cuda_backend.device import this_device
+
+    return this_device().taken()
+
+
 @lru_cache(maxsize=1)
 def _has_gpu() -> bool:
     from importlib.util import find_spec

@@ -14,6 +14,7 @@ from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
 import aegis_dask.runtime.serialization  # noqa: F401 - ciphertexts travel as they do in runs
+from aegis_dask import config
 from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
@@ -79,7 +80,7 @@ def _device() -> tuple[str, int]:
         return "a thread of this CPU", int(MEMORY_LIMIT // 2)
     from aegis_dask.ring.cuda_backend.device import this_device
 
-    return device_name(), this_device().memory()
+    return device_name(), this_device().memory() * config.device_workers()
 
 
 def _speeds(client: Client, workers: list[str]) -> list[float]:

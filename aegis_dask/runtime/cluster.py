@@ -21,7 +21,7 @@ from distributed.comm import connect as open_comm
 from distributed.core import send_recv
 
 from aegis_dask._version import __version__
-from aegis_dask.config import BACKEND, CPU, CUDA
+from aegis_dask.config import BACKEND, CPU, CUDA, DEVICE_WORKERS
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.cuda_backend.device import device_count
 from aegis_dask.ring.registry import backend_name
@@ -95,12 +95,14 @@ def start_local(
         raise ClusterError(f"{workers} workers were asked for; one or more are needed")
     port = 0 if dashboard is True else int(dashboard)
     options: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
+    on_cpu = backend_name() == CPU
     if memory_limit is None:
-        memory_limit = system.MEMORY_LIMIT // workers if backend_name() == CPU else 0
+        memory_limit = system.MEMORY_LIMIT // workers if on_cpu else 0
+    sharing = {} if on_cpu or not processes else {DEVICE_WORKERS: workers}
     # A while after a worker was lost the cluster looks whether there is one of its name, and else
     # gives it up for good. If its successor has been lost just then, that is the wrong moment.
     stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "10 days"}))
-    with dask.config.set(LOCAL_CONFIG):
+    with dask.config.set(LOCAL_CONFIG | sharing):  # workers get it with their configuration
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -128,7 +130,7 @@ def start_cuda(
 
     One worker per GPU is dask-cuda's cluster: transfers by UCX where it is installed, one pool of
     RMM for CuPy too where that is, spilling beyond the device memory limit. More workers than GPUs
-    share them, without dask-cuda and its spilling: to try several workers on one GPU.
+    share the first, without dask-cuda and its spilling: to try several workers on one GPU.
 
     Parameters
     ----------

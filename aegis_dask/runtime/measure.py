@@ -66,12 +66,15 @@ class WorkerReport:
         Bytes that it wrote to others in doing so, with all headers; address -> bytes.
     peak_memory
         Largest resident memory of its process, shared maps included.
+    device_memory
+        The most that it has taken from its GPU since it was started.
     """
 
     records: list[Record] = field(default_factory=list)
     received: list[Received] = field(default_factory=list)
     wire_bytes: dict[str, int] = field(default_factory=dict)
     peak_memory: int = 0
+    device_memory: int = 0
 
 
 class Timed:

@@ -19,7 +19,7 @@ from distributed import WorkerPlugin, get_worker
 from aegis_dask.dashboard.metrics import Meter, serve_worker, withdraw_worker
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.memory import age
-from aegis_dask.ring.registry import backend_name
+from aegis_dask.ring.registry import backend_name, device_memory
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
 from aegis_dask.runtime.graph import make_keys
@@ -225,7 +225,7 @@ def active_tasks(run: str, dask_worker: Any) -> int:
 def report_run(run: str, dask_worker: Any) -> WorkerReport:
     """Return what a worker has measured so far."""
     report = plugin_of(dask_worker).runs[run].report
-    report.peak_memory = peak_memory()
+    report.peak_memory, report.device_memory = peak_memory(), device_memory()
     return report
 
 

@@ -80,7 +80,7 @@ def _summary(result: Result) -> dict[str, object]:
         "outputs": ", ".join(result.outputs),
         "share of the workers' time in scheduling and transfers": f"{result.scheduling_share:.1%}",
         "between workers": format_bytes(result.transfers.between_workers),
-        "largest memory of a worker": format_bytes(result.peak_memory),
+        "largest memory of a worker": result.memory_text,
     }
     if result.dashboard:
         out["Dask's dashboard during the run"] = result.dashboard
@@ -136,10 +136,13 @@ def _transfers(result: Result) -> str:
 
 def _workers(result: Result) -> str:
     rows = [
-        (w.name, w.address, w.tasks, f"{w.busy_seconds:.3f} s", format_bytes(w.peak_memory))
+        (
+            *(w.name, w.address, w.tasks, f"{w.busy_seconds:.3f} s", format_bytes(w.peak_memory)),
+            format_bytes(w.device_memory) if w.device_memory else "",
+        )
         for w in result.workers
     ]
-    return table(("worker", "address", "tasks", "in tasks", "largest memory"), rows)
+    return table(("worker", "address", "tasks", "in tasks", "largest memory", "of its GPU"), rows)
 
 
 def _machine() -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from aegis_dask.dashboard.view import RunView
 from aegis_dask.placement.tasks import Task
-from aegis_dask.placement.traffic import Transfers
+from aegis_dask.placement.traffic import Transfers, format_bytes
 from aegis_dask.program.graph import Program
 from aegis_dask.runtime.measure import WorkerReport
 
@@ -43,6 +43,7 @@ class WorkerSummary:
     tasks: int
     busy_seconds: float
     peak_memory: int
+    device_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,17 @@ class Result:
         """Largest peak of a worker, in bytes."""
         return max((w.peak_memory for w in self.workers), default=0)
 
+    @property
+    def device_memory(self) -> int:
+        """The most that a worker has taken from its GPU, in bytes; 0 without GPUs."""
+        return max((w.device_memory for w in self.workers), default=0)
+
+    @property
+    def memory_text(self) -> str:
+        """Both in words."""
+        gpu = f", {format_bytes(self.device_memory)} of a GPU's" if self.device_memory else ""
+        return format_bytes(self.peak_memory) + gpu
+
     def __repr__(self) -> str:
         return (
             f"Result({', '.join(self.outputs)}: {self.tasks} tasks on {len(self.workers)} workers "
@@ -181,6 +193,7 @@ def make_result(
             len({r.task for r in reports[address].records}),
             sum(r.seconds for r in reports[address].records),
             reports[address].peak_memory,
+            reports[address].device_memory,
         )
         for address, name in zip(addresses, names, strict=True)
     ]

@@ -104,6 +104,7 @@ def describe_result(result: Result) -> dict[str, Any]:
                 "tasks": w.tasks,
                 "busy_seconds": round(w.busy_seconds, 3),
                 "peak_memory_bytes": w.peak_memory,
+                "device_memory_bytes": w.device_memory,
             }
             for w in result.workers
         ],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import dask.config
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class EmulatedCupy:
         self.fails = False
         self.has_failed = False
         self.has_toolkit = True
+        self.pool = 1 << 20
         self._bound = threading.local()
         self._handles: dict[int, tuple[str, int]] = {}
         self._numbers = itertools.count(1000)
@@ -68,6 +70,9 @@ class EmulatedCupy:
     def _memory(self) -> tuple[int, int]:
         self._bound.here = True  # as calls of CUDA's runtime do
         return 1 << 30, 8 << 30
+
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(total_bytes=lambda: self.pool)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         self._synchronize()
@@ -175,6 +180,25 @@ def test_a_missing_toolkit_is_said(
     cupy.has_toolkit = False
     with pytest.raises(BackendError, match=r"Failed to find CUDA headers.*aegis-dask\[cuda13\]"):
         gpu.ntt(gpu.zeros((1, 3, N)), (0, 3, 30))
+
+
+def test_what_a_process_has_taken(cupy: EmulatedCupy) -> None:
+    gpu = device.CupyDevice()
+    assert gpu.taken() == 1 << 20
+    cupy.pool = 0  # RMM has the memory
+    assert gpu.taken() == 7 << 30
+
+
+def test_workers_that_share_a_gpu_have_a_part_of_its_memory(cupy: EmulatedCupy) -> None:
+    with dask.config.set({"aegis.device-workers": 2}):
+        gpu = device.CupyDevice()
+        assert gpu.memory() == 4 << 30
+        assert gpu.keys.limit == 2 << 30
+    with (
+        dask.config.set({"aegis.device-workers": "two"}),
+        pytest.raises(BackendError, match=r"is set to 'two' \(DASK_AEGIS__DEVICE_WORKERS\)"),
+    ):
+        gpu.memory()
 
 
 def test_arrays_are_uploaded_in_c_order(cupy: EmulatedCupy) -> None:

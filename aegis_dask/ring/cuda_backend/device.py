@@ -154,8 +154,17 @@ class CupyDevice:
             raise _failed(e) from e
 
     def memory(self) -> int:
-        """Return the bytes of memory of the GPU."""
-        return int(self.cupy.cuda.runtime.memGetInfo()[1])
+        """Return the bytes of memory of the GPU, or of this process's part of it."""
+        return int(self.cupy.cuda.runtime.memGetInfo()[1]) // config.device_workers()
+
+    def taken(self) -> int:
+        """Return the bytes that this process has taken from the GPU, and keeps: its most so far.
+
+        Where CuPy's memory is not from its own pool, those of all processes.
+        """
+        own = int(self.cupy.get_default_memory_pool().total_bytes())
+        free, total = self.cupy.cuda.runtime.memGetInfo()
+        return own or int(total - free)
 
     def name(self) -> str:
         """Return what the maker calls the GPU."""
@@ -170,8 +179,8 @@ class CupyDevice:
             raise DeviceMemoryError(
                 f"{size / 1e9:.2f} GB more are needed on the GPU, which has {free / 1e9:.2f} of "
                 f"{total / 1e9:.2f} GB left beside the pool; use more workers, shorter sequences, "
-                "a lower memory target for tasks (target_seconds), or less room for keys "
-                "(DASK_AEGIS__DEVICE_KEYS='4 GiB')"
+                "a lower memory target for tasks (target_seconds), less room for keys "
+                "(DASK_AEGIS__DEVICE_KEYS='4 GiB'), or the CPU (DASK_AEGIS__BACKEND=cpu)"
             ) from e
         except self.cupy.cuda.runtime.CUDARuntimeError as e:
             raise _failed(e) from e
