@@ -20,6 +20,7 @@ from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.chain import Window
 from aegis_dask.ring.conversion import digit_raise, mod_down
 from aegis_dask.ring.cuda_backend import device, sources
+from aegis_dask.ring.cuda_backend.residency import KeptArray
 from aegis_dask.ring.cuda_backend.ring import CudaRing
 from tests import reference
 from tests.emulation.device import DeviceArray, EmulatedDevice, needs_compiler
@@ -201,6 +202,25 @@ def test_workers_that_share_a_gpu_have_a_part_of_its_memory(cupy: EmulatedCupy) 
         gpu.memory()
 
 
+def test_keys_make_room_for_values(cupy: EmulatedCupy) -> None:
+    gpu = device.CupyDevice()
+    keys = [KeptArray(np.zeros((4, 8), np.uint32)) for _ in range(3)]
+    for key in keys:
+        gpu.keys.on_device(key)
+    empty = cupy.empty
+
+    def short(shape: tuple[int, ...], dtype: Any) -> Array:
+        if gpu.keys.nbytes > keys[0].nbytes:
+            raise MemoryError
+        return empty(shape, dtype)
+
+    cupy.empty = short  # type: ignore[method-assign]
+    assert gpu.empty((4, 4)).shape == (4, 4)
+    assert gpu.keys.nbytes == keys[0].nbytes
+    for key in keys:
+        assert np.array_equal(cupy.asnumpy(gpu.keys.on_device(key)), key.host)
+
+
 def test_arrays_are_uploaded_in_c_order(cupy: EmulatedCupy) -> None:
     x = np.arange(12).reshape(3, 4).T
     found = device.CupyDevice().upload(x)
@@ -216,7 +236,9 @@ def test_a_kernel_that_fails_and_memory_that_ends_are_said(
     assert gpu.device is device.this_device()
     x = gpu.zeros((1, 3, N))
     cupy.room = 100.0
-    with pytest.raises(DeviceMemoryError, match=r"more are needed .*1\.07 of 8\.59 GB left.*KEYS"):
+    with pytest.raises(
+        DeviceMemoryError, match=r"more are needed .*1\.07 of 8\.59 GB left.*BACKEND=cpu"
+    ):
         gpu.ntt(x, (0, 3, 30))
     cupy.room, cupy.fails = float("inf"), True
     with pytest.raises(BackendError, match=r"refused kernel ntt_rows with grid .*REFUSED"):

@@ -172,18 +172,21 @@ class CupyDevice:
         return str(runtime.getDeviceProperties(runtime.getDevice())["name"].decode())
 
     def _allocate(self, make: Any, size: int) -> Any:
-        try:
-            return make()
-        except MemoryError as e:  # CuPy's OutOfMemoryError is one; what RMM raises is no other
-            free, total = self.cupy.cuda.runtime.memGetInfo()
-            raise DeviceMemoryError(
-                f"{size / 1e9:.2f} GB more are needed on the GPU, which has {free / 1e9:.2f} of "
-                f"{total / 1e9:.2f} GB left beside the pool; use more workers, shorter sequences, "
-                "a lower memory target for tasks (target_seconds), less room for keys "
-                "(DASK_AEGIS__DEVICE_KEYS='4 GiB'), or the CPU (DASK_AEGIS__BACKEND=cpu)"
-            ) from e
-        except self.cupy.cuda.runtime.CUDARuntimeError as e:
-            raise _failed(e) from e
+        while True:
+            try:
+                return make()
+            except MemoryError as e:  # CuPy's OutOfMemoryError is one, and RMM's own
+                if self.keys.drop_one():  # it can be fetched again
+                    continue
+                free, total = self.cupy.cuda.runtime.memGetInfo()
+                raise DeviceMemoryError(
+                    f"{size / 1e9:.2f} GB more are needed on the GPU, which has {free / 1e9:.2f} "
+                    f"of {total / 1e9:.2f} GB left beside the pool, and no keys to give up; use "
+                    "more workers, shorter sequences, a lower memory target for tasks "
+                    "(target_seconds), or the CPU (DASK_AEGIS__BACKEND=cpu)"
+                ) from e
+            except self.cupy.cuda.runtime.CUDARuntimeError as e:
+                raise _failed(e) from e
 
 
 def _failed(error: Exception) -> DeviceFailedError:

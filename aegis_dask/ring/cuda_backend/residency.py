@@ -51,7 +51,7 @@ class Residency:
         self.limit, self.uploads = limit, 0
         self._upload = upload
         self._held: WeakKeyDictionary[KeptArray, Array] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an upload that finds no memory makes room here
 
     @property
     def nbytes(self) -> int:
@@ -63,8 +63,16 @@ class Residency:
         with self._lock:
             found = self._held.get(x)
             if found is None:
-                while self._held and self.nbytes + x.nbytes > self.limit:
-                    self._held.pop(random.choice(list(self._held)), None)
+                while self.nbytes + x.nbytes > self.limit and self.drop_one():
+                    pass
                 found = self._held[x] = self._upload(np.ascontiguousarray(x.host))
                 self.uploads += 1
             return found
+
+    def drop_one(self) -> bool:
+        """Give up a copy, for memory that is needed otherwise; False if there is none."""
+        with self._lock:
+            if not self._held:
+                return False
+            self._held.pop(random.choice(list(self._held)), None)
+            return True
