@@ -34,6 +34,7 @@ from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis, analyse
+from aegis_dask.ring.registry import backend_name
 from aegis_dask.runtime import cluster
 from aegis_dask.runtime.attempt import About, Attempt
 from aegis_dask.runtime.checkpoints import Checkpoint, Snapshot, identity
@@ -686,12 +687,19 @@ class Executor:
         Raises
         ------
         ProgramError, ClusterError
-            As `run`; and if the program refreshes ciphertexts, or its plaintexts are too large.
+            As `run`; and if the program refreshes ciphertexts, its plaintexts are too large, or
+            some workers compute on GPUs and others do not.
         """
         recording = self.record(program, inputs, late=exchange == "cheapest")
         plan, known = plan_by_limbs(recording, self.workers, exchange)
         loaded = self._prepared
         where = self._site.ready(loaded, self.workers)
+        kinds = {*self.client.run(backend_name, workers=list(where)).values()}
+        if len(kinds) > 1:  # limbs travel as they are; whole ciphertexts go through the host
+            raise ClusterError(
+                f"the workers have different backends, {', '.join(sorted(kinds))}, and limbs go "
+                "between workers of one; use Executor.run, or workers of one kind"
+            )
         about = About(
             dashboard=self.dashboard_link,
             analysis=self._analyse(program, None, "encrypted", loaded),

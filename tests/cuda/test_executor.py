@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis_dask.errors import ClusterError
 from aegis_dask.placement.limbs.rounds import Exchange
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.executor import Executor
@@ -51,3 +52,16 @@ def test_a_run_divided_by_limbs_on_gpu_workers(exchange: Exchange) -> None:
         result = executor.run_by_limbs(program, {"x": moved(client.x)}, exchange)
         for name, value in expected.items():
             assert_same(result.outputs[name], value.batch.data, name)
+
+
+def test_limbs_go_between_workers_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = someone()
+    program, store = model()
+    kind = ["cpu", "cuda"]
+    monkeypatch.setattr(
+        "aegis_dask.runtime.executor.backend_name", lambda dask_worker: kind[dask_worker.name]
+    )
+    with Executor.local(workers=2, processes=False) as executor:
+        executor.prepare(client.params, client.keys, store)
+        with pytest.raises(ClusterError, match="different backends, cpu, cuda, and limbs go"):
+            executor.run_by_limbs(program, {"x": client.x})
