@@ -10,12 +10,15 @@ import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 from distributed import WorkerPlugin, get_worker
+from distributed.spill import SpillBuffer
 
+from aegis_dask.config import CPU
 from aegis_dask.dashboard.metrics import Meter, serve_worker, withdraw_worker
 from aegis_dask.errors import ClusterError
 from aegis_dask.ring.memory import age
@@ -66,6 +69,9 @@ class AegisPlugin(WorkerPlugin):
         self._lock = threading.Lock()
         self._meter = serve_worker(worker)
         self._in_process = worker.address.startswith("inproc")  # nothing is written there
+        if backend_name() != CPU and isinstance(worker.data, SpillBuffer):
+            # Dask counts what is on the device as memory of the host, and would write it to disk.
+            worker.data.n = inf
         _fetch_from_makers(worker.state, self.makers)
         worker.transfer_incoming_log = Tap(worker.transfer_incoming_log, self._received)
         worker.transfer_outgoing_log = Tap(worker.transfer_outgoing_log, self._sent)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.placement.limbs.rounds import Exchange
@@ -52,6 +54,25 @@ def test_a_run_divided_by_limbs_on_gpu_workers(exchange: Exchange) -> None:
         result = executor.run_by_limbs(program, {"x": moved(client.x)}, exchange)
         for name, value in expected.items():
             assert_same(result.outputs[name], value.batch.data, name)
+
+
+def test_dask_writes_nothing_to_disk_that_is_on_a_gpu() -> None:
+    with (
+        emulation(),
+        LocalCluster(
+            1,
+            processes=False,
+            threads_per_worker=1,
+            protocol="tcp://",
+            host="127.0.0.1",
+            memory_limit="64GB",
+            dashboard_address=None,
+        ) as dask,
+        Executor.connect(dask.scheduler_address) as executor,
+    ):
+        executor.prepare()
+        limits = executor.client.run(lambda dask_worker: dask_worker.data.n)
+        assert set(limits.values()) == {inf}
 
 
 def test_limbs_go_between_workers_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:

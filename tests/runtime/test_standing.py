@@ -226,6 +226,9 @@ def test_workers_are_dealt_to_hosts_and_gpus(
     assert [s[:2] for s in started] == [("ab"[i % 2], f"{i}") for i in range(6)]
     devices = [s[2].get("CUDA_VISIBLE_DEVICES") for s in started]
     assert devices == (["0", "0", "1", "1", "0", "0"] if gpus else [None] * 6)
+    assert {s[2]["DASK_AEGIS__BACKEND"] for s in started} == {"cuda" if gpus else "cpu"}
+    sharing = {s[2].get("DASK_AEGIS__DEVICE_WORKERS") for s in started}
+    assert sharing == {"2" if gpus else None}  # three workers of a host on two GPUs
     (root / "x" / standing.STATE).unlink()
 
 

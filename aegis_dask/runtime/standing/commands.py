@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -251,10 +252,14 @@ def _start_workers(state: Standing, count: int, say: Say) -> Standing:
         ]
         if is_loopback(listen):
             options += ["--host", _bracketed(listen)]
-        environment = {}
+        environment = {"DASK_AEGIS__BACKEND": "cpu"}
         if state.gpus:
             number = int(name) // len(state.hosts) % state.gpus
-            environment = {"CUDA_VISIBLE_DEVICES": str(number), "DASK_AEGIS__BACKEND": "cuda"}
+            environment = {
+                "CUDA_VISIBLE_DEVICES": str(number),
+                "DASK_AEGIS__BACKEND": "cuda",
+                "DASK_AEGIS__DEVICE_WORKERS": str(ceil(count / len(state.hosts) / state.gpus)),
+            }
         state = _start(state, host, name, options, environment)
     return state
 
