@@ -72,7 +72,7 @@ def device_name() -> str:
 
 
 def device_memory() -> int:
-    """Return the bytes that have been taken from the GPU, 0 where none computes."""
+    """Return the bytes that CuPy has taken from the GPU; 0 where none computes, or RMM has them."""
     if backend_name() != "cuda":
         return 0
     from aegis_dask.ring.cuda_backend.device import this_device

@@ -67,7 +67,7 @@ class WorkerReport:
     peak_memory
         Largest resident memory of its process, shared maps included.
     device_memory
-        The most that it has taken from its GPU since it was started.
+        The most that it has taken from its GPU since it was started; 0 where RMM has the memory.
     """
 
     records: list[Record] = field(default_factory=list)

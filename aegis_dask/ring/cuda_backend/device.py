@@ -158,13 +158,11 @@ class CupyDevice:
         return int(self.cupy.cuda.runtime.memGetInfo()[1]) // config.device_workers()
 
     def taken(self) -> int:
-        """Return the bytes that this process has taken from the GPU, and keeps: its most so far.
+        """Return the bytes that CuPy's pool has taken from the GPU, and keeps: its most so far.
 
-        Where CuPy's memory is not from its own pool, those of all processes.
+        0 where RMM's pool has the memory, whose size says nothing of what was needed.
         """
-        own = int(self.cupy.get_default_memory_pool().total_bytes())
-        free, total = self.cupy.cuda.runtime.memGetInfo()
-        return own or int(total - free)
+        return int(self.cupy.get_default_memory_pool().total_bytes())
 
     def name(self) -> str:
         """Return what the maker calls the GPU."""
