@@ -76,20 +76,45 @@ def _pretended_sections() -> Finding:
     return Finding(verdicts.count(True), sound=done.returncode == 0 and False not in verdicts)
 
 
-def _pretended_cluster() -> Finding:
-    """Run half a layer on dask-cuda's cluster of two pretended GPUs."""
-    command = ["aegis", "run", "feed_forward", "--text", "Any sentence.", "--insecure", "--json"]
+def _pretended_gpus(*command: str, **environment: str) -> str:
+    """Run a command on two pretended GPUs; return what it prints."""
     done = subprocess.run(
-        [ROOT / PRETENDED, *command, "--cluster", "cuda"],
+        [ROOT / PRETENDED, *command],
         cwd=ROOT,
-        env={**os.environ, "PRETENDED_GPUS": "2"},
-        capture_output=True,
+        env={**os.environ, "PRETENDED_GPUS": "2", **environment},
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    report = json.loads(done.stdout)
+    return done.stdout
+
+
+_HALF_A_LAYER = ("aegis", "run", "feed_forward", "--text", "Any sentence.", "--insecure", "--json")
+
+
+def _pretended_cluster() -> Finding:
+    """Run half a layer on dask-cuda's cluster of two pretended GPUs."""
+    report = json.loads(_pretended_gpus(*_HALF_A_LAYER, "--cluster", "cuda"))
     tasks = f"{report['run']['tasks']} tasks on two workers"
     return Finding(round(report["precision"]["worst_bits"], 1), tasks)
+
+
+def _pretended_fault() -> Finding:
+    """Run half a layer on a standing cluster, of whose two GPUs one fails."""
+    name = f"claim-{os.getpid()}"
+    with tempfile.TemporaryDirectory() as folder:
+        fault = Path(folder, "fault")
+        fault.touch()
+        up = ("aegis", "cluster", "up", name, "--workers", "2", "--gpus", "2")
+        _pretended_gpus(*up, PRETENDED_FAULT=str(fault))
+        try:
+            report = json.loads(_pretended_gpus(*_HALF_A_LAYER, "--scheduler", f"@{name}"))
+        finally:
+            _pretended_gpus("aegis", "cluster", "down", name)
+        has_failed = not fault.exists()
+    bits = round(report["precision"]["worst_bits"], 1)
+    note = f"taken up {report['run']['resumed']} times"
+    return Finding(bits, note, sound=has_failed and report["run"]["resumed"] == 1)
 
 
 def _suite() -> Finding:
@@ -170,6 +195,11 @@ def claims(options: Options) -> list[Claim]:
             *("pretended-cluster", ">= 10", "bits at worst, on dask-cuda's workers"),
             _pretended_cluster,
             f"PRETENDED_GPUS=2 {PRETENDED} aegis run feed_forward --insecure --cluster cuda",
+            slow=True,
+        ),
+        Claim(
+            *("pretended-fault", ">= 10", "bits at worst, though one of two GPUs fails"),
+            *(_pretended_fault, f"PRETENDED_FAULT=FILE {PRETENDED} aegis cluster up --gpus 2"),
             slow=True,
         ),
         passing("compiles", _TESTS + "test_compile.py"),
