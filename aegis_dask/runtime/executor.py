@@ -34,7 +34,6 @@ from aegis_dask.placement.tasks import Plan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis, analyse
-from aegis_dask.ring.registry import backend_name
 from aegis_dask.runtime import cluster
 from aegis_dask.runtime.attempt import About, Attempt
 from aegis_dask.runtime.checkpoints import Checkpoint, Snapshot, identity
@@ -694,7 +693,7 @@ class Executor:
         plan, known = plan_by_limbs(recording, self.workers, exchange)
         loaded = self._prepared
         where = self._site.ready(loaded, self.workers)
-        kinds = {*self.client.run(backend_name, workers=list(where)).values()}
+        kinds = {loaded.opened[address] for address in where}
         if len(kinds) > 1:  # limbs travel as they are; whole ciphertexts go through the host
             raise ClusterError(
                 f"the workers have different backends, {', '.join(sorted(kinds))}, and limbs go "

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from distributed.client import Future
 from numpy.typing import NDArray
 
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
@@ -20,12 +21,13 @@ from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.config import CPU
 from aegis_dask.dashboard.monitor import OPENED
-from aegis_dask.errors import AegisError, ClusterError
+from aegis_dask.errors import AegisError, ClusterError, DeviceFailedError
 from aegis_dask.placement.devices import GPU_SPEED
 from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime import context as contexts
 from aegis_dask.runtime.context import Context
 from aegis_dask.runtime.hosts import Hosts
+from aegis_dask.runtime.session import DeviceLostError
 
 Store = Mapping[str, NDArray[Any]]
 
@@ -140,6 +142,8 @@ class Loader:
         ------
         ClusterError
             If a worker cannot.
+        DeviceLostError
+            If a worker cannot because its GPU has failed.
         """
         opening = {
             address: self.client.submit(
@@ -156,12 +160,12 @@ class Loader:
         }
         try:
             # One by one: an interrupted `gather` of several prints errors.
-            opened = {address: future.result() for address, future in opening.items()}
+            for address, future in opening.items():
+                loaded.opened[address] = _opened(address, future)
         except AegisError:
             raise
         except Exception as e:
             raise ClusterError(f"a worker cannot open keys and weights: {e}") from e
-        loaded.opened |= opened
 
     def forget_workers(self) -> None:
         """Take note that all workers are new, and have opened nothing."""
@@ -202,6 +206,13 @@ class Loader:
         files += [file for shared in self._weights.values() for file in shared.files]
         size = sum((self._hosts.root / file).stat().st_size for file in files)
         cluster.allow_for_maps(self.client, size)
+
+
+def _opened(address: str, future: Future) -> str:
+    try:
+        return str(future.result())
+    except DeviceFailedError as e:
+        raise DeviceLostError(f"worker {address} cannot open keys and weights: {e}", address) from e
 
 
 def _digest(store: Store) -> str:

@@ -17,6 +17,7 @@ from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime.events import Events
 from aegis_dask.runtime.hosts import Hosts
 from aegis_dask.runtime.loading import Loaded, Loader
+from aegis_dask.runtime.session import DeviceLostError
 from aegis_dask.runtime.watch import install_monitor
 from aegis_dask.runtime.worker import PLUGIN
 
@@ -108,7 +109,12 @@ class Site:
             self.addresses = [a for a in cluster.in_order(found) if a in chosen]
             found_in = self.hosts.sync(self.addresses)
             where = {address: found_in[address] for address in self.addresses}
-            self.loader.open(loaded, where)
+            try:
+                self.loader.open(loaded, where)
+            except DeviceLostError as e:  # an earlier run has left it so
+                if self.restart(e.address):
+                    raise ClusterError(f"{e}. It has been started again: run again") from e
+                raise
             return where
 
     def restart(self, address: str) -> bool:

@@ -75,14 +75,13 @@ def test_dask_writes_nothing_to_disk_that_is_on_a_gpu() -> None:
         assert set(limits.values()) == {inf}
 
 
-def test_limbs_go_between_workers_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limbs_go_between_workers_of_one_kind() -> None:
     client = someone()
     program, store = model()
-    kind = ["cpu", "cuda"]
-    monkeypatch.setattr(
-        "aegis_dask.runtime.executor.backend_name", lambda dask_worker: kind[dask_worker.name]
-    )
     with Executor.local(workers=2, processes=False) as executor:
         executor.prepare(client.params, client.keys, store)
+        prepared = executor._prepared
+        where = executor._site.ready(prepared, 2)
+        prepared.opened |= dict(zip(where, ["cpu", "cuda"], strict=True))
         with pytest.raises(ClusterError, match="different backends, cpu, cuda, and limbs go"):
             executor.run_by_limbs(program, {"x": client.x})

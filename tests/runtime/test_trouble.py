@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aegis_dask.errors import ClusterError, LevelError
+from aegis_dask.errors import ClusterError, DeviceFailedError, LevelError
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.runtime.executor import Executor
+from aegis_dask.runtime.site import Site
 from tests.runtime import programs
 from tests.runtime.programs import DyingFactory, integers, model
 
@@ -97,6 +98,26 @@ def test_a_gpu_that_fails_where_nothing_starts_workers_again_is_said(tmp_path: P
             ClusterError, match=r"failed on inproc://.*: a kernel failed on the GPU"
         ):
             executor.run(PROGRAM, {"x": X}, interpreter=DyingFactory(order), stage_work=WORK)
+
+
+def test_a_gpu_that_failed_before_the_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warm_up(context: object) -> None:
+        raise DeviceFailedError("a kernel failed on the GPU")
+
+    restarted: list[str] = []
+
+    def restart(site: Site, address: str) -> bool:
+        restarted.append(address)
+        return True
+
+    with Executor.local(workers=1, processes=False) as executor:
+        monkeypatch.setattr("aegis_dask.runtime.context.warm_up", warm_up)
+        with pytest.raises(ClusterError, match=r"worker inproc://.* cannot open .*: a kernel"):
+            executor.prepare(store=STORE)
+        monkeypatch.setattr(Site, "restart", restart)
+        with pytest.raises(ClusterError, match=r"has been started again: run again"):
+            executor.prepare(store=STORE)
+        assert len(restarted) == 1
 
 
 def test_a_worker_that_dies_is_named_and_its_successor_is_used(tmp_path: Path) -> None:
