@@ -22,6 +22,7 @@ from rich.table import Table
 import aegis_dask as aegis
 from aegis_dask.circuits.approximation import gelu
 from aegis_dask.ckks.security import SECURITY_BITS
+from aegis_dask.config import CPU
 from aegis_dask.errors import InsecureParametersWarning
 from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.registry import backend_name, device_name
@@ -268,7 +269,7 @@ def _peak_memory() -> int | None:
 
 
 def _computed_on() -> tuple[str, str]:
-    if backend_name() == "cpu":
+    if backend_name() == CPU:
         return "CPU threads", str(get_threads())
     return "computed on", device_name()
 

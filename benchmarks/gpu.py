@@ -18,7 +18,7 @@ from typing import Any
 
 from aegis_dask.errors import BackendError
 from aegis_dask.models.checkpoint import BertConfig
-from aegis_dask.ring.registry import backend_name
+from aegis_dask.ring.registry import backend_name, device_memory
 from benchmarks import _gpu_sections as sections
 from benchmarks._measure import machine_info
 from benchmarks._tables import table
@@ -74,15 +74,6 @@ def device_info() -> dict[str, Any]:
     }
 
 
-def peak_bytes() -> int | None:
-    """Return the bytes that CuPy's pool has taken from the GPU."""
-    if backend_name() != "cuda":
-        return None
-    from aegis_dask.ring.cuda_backend.device import require_cupy
-
-    return int(require_cupy().get_default_memory_pool().total_bytes())
-
-
 def measure(name: str, small: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Run one section; what goes wrong is part of the result."""
     say(name)
@@ -97,7 +88,7 @@ def measure(name: str, small: bool, say: Callable[[str], None]) -> dict[str, Any
         "records": [r.to_dict() for r in section.records],
         "error": error,
         "seconds": round(time.perf_counter() - begin, 1),
-        "pool_bytes": peak_bytes(),
+        "pool_bytes": device_memory() or None,
         **{k: v for k, v in machine_info().items() if k in ("date", "commit")},
     }
 

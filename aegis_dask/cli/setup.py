@@ -56,9 +56,10 @@ class ClusterOptions:
             return self.kind == ClusterKind.CUDA
         if self.scheduler is not None or find_spec("dask_cuda") is None:
             return False
+        from aegis_dask.config import CUDA
         from aegis_dask.ring.registry import backend_name
 
-        return backend_name() == "cuda"
+        return backend_name() == CUDA
 
     def open(self) -> Executor:
         """Connect to the scheduler, or start workers."""

@@ -18,6 +18,7 @@ from aegis_dask import config
 from aegis_dask.ckks.encryptor import Encryptor
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys, KeyGenerator, SecretKey
+from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.config import CUDA
 from aegis_dask.errors import InsecureParametersWarning
@@ -107,7 +108,7 @@ def kernel_speed() -> float:
     secret = generator.secret_key()
     keys = generator.evaluation_keys(secret, rotations=analysis.keys.rotations)
     arithmetic: Any = Encrypted(Evaluator(params, keys))
-    x = _array(params, secret, 4, analysis.top_level)
+    x = _repeated(_encrypted(params, secret, analysis.top_level), 4)
 
     def work() -> None:
         run(program, arithmetic, {"x": x}, {})
@@ -128,12 +129,14 @@ def _parameters() -> Parameters:
         return Parameters.preset(GPU_PRESET if backend_name() == CUDA else PRESET)
 
 
-def _array(
-    params: Parameters, secret: SecretKey, count: int, level: int | None = None
-) -> CipherArray:
-    one = Encryptor(params, secret).encrypt(np.zeros(params.slots), level=level)
-    data = np.repeat(params.ring.to_host(one.data), count, axis=0)
-    return CipherArray(one.with_data(params.ring.from_host(data)), (count,))
+def _encrypted(params: Parameters, secret: SecretKey, level: int | None = None) -> Ciphertext:
+    return Encryptor(params, secret).encrypt(np.zeros(params.slots), level=level)
+
+
+def _repeated(one: Ciphertext, count: int) -> CipherArray:
+    ring = one.params.ring
+    data = np.repeat(ring.to_host(one.data), count, axis=0)
+    return CipherArray(one.with_data(ring.from_host(data)), (count,))
 
 
 def _typical(work: Callable[[], Any]) -> float:
@@ -167,8 +170,8 @@ def _hop(client: Client, a: str, b: str) -> float:
 
 def _made(size: int) -> CipherArray:
     params = _parameters()
-    secret = KeyGenerator(params).secret_key()
-    return _array(params, secret, max(size // _array(params, secret, 1).nbytes, 1))
+    one = _encrypted(params, KeyGenerator(params).secret_key())
+    return _repeated(one, max(size // one.nbytes, 1))
 
 
 def _moving(client: Client, a: str, b: str) -> float:

@@ -55,9 +55,9 @@ def sources(folder: Path) -> Path:
     return folder / archive.name.removesuffix(".tar.gz")
 
 
-def undefined(library: Path) -> list[str]:
-    """Return the functions of the CUDA runtime that a library calls."""
-    return re.findall(r"\b(cuda[A-Z]\w+)", run("nm", "-D", "--undefined-only", library))
+def undefined(module: Path) -> list[str]:
+    """Return the functions of the CUDA runtime that an object file calls."""
+    return re.findall(r"\b(cuda[A-Z]\w+)", run("nm", "--undefined-only", module))
 
 
 def build(out: Path) -> None:
@@ -84,8 +84,8 @@ def build(out: Path) -> None:
         includes = (sysconfig.get_path("include"), np.get_include(), ".", "cupy_backends", headers)
         flags = [f"-I{i}" for i in includes]
         defined = ["-DCUPY_CACHE_KEY=pretended", '-DCYTHON_EXTERN_C=extern "C"', "-w"]
-        module = root / "runtime.so"
-        run(CXX, *OPTIONS, *flags, *defined, f"{TARGET}.cpp", "-o", module)
+        module = root / "runtime.o"
+        run(CXX, *OPTIONS, *flags, *defined, "-c", f"{TARGET}.cpp", "-o", module)
         missing = root / "missing.cpp"
         known = run("nm", "-D", "--defined-only", cuda(out, headers))
         absent = [f for f in undefined(module) if f" {f}\n" not in known]
@@ -100,7 +100,7 @@ def build(out: Path) -> None:
         place = Path(str(find_spec("cupy_backends").submodule_search_locations[0]))  # type: ignore[union-attr,index]
         (target,) = place.glob("cuda/api/runtime.*.so")
         link = ["-l:libcuda.so.1", f"-L{out}", f"-Wl,-rpath,{out}"]
-        run(CXX, *OPTIONS, *flags, *defined, f"{TARGET}.cpp", "-o", target, *link)
+        run(CXX, *OPTIONS, module, "-o", target, *link)
     nvml = "libnvidia-ml.so.1"
     run(CXX, *OPTIONS, HERE / "nvml.cpp", "-o", out / nvml, f"-Wl,-soname,{nvml}")
 

@@ -128,7 +128,8 @@ class CupyDevice:
         if not hasattr(self._threads, "has_context"):
             # The driver launches only in threads that the runtime has bound to the device. Memory
             # from a pool does not do that, so a thread's first call may be this one.
-            self._threads.has_context = self.memory() > 0
+            self.cupy.cuda.runtime.memGetInfo()
+            self._threads.has_context = True
         block = (sources.threads(kernel, log_n), 1, 1)
         stream = self.cupy.cuda.get_current_stream().ptr
         function = _function(kernel, log_n, self.cupy.cuda.runtime.getDevice())
