@@ -92,8 +92,8 @@ def run(
     job = prepared.job
     assert job.params is not None
     _explain(prepared, texts, terminal)
-    terminal.warn_if_insecure(job.params)
-    terminal.say(_SECURE if job.params.is_secure else _INSECURE)
+    terminal.warn_if_insecure(job.parameters)
+    terminal.say(_SECURE if job.parameters.is_secure else _INSECURE)
     with terminal.step(f"Starting {workers} worker processes"):
         executor = local.open_executor(None, workers)
     with executor:
@@ -144,7 +144,7 @@ def _explain(prepared: Prepared, texts: int, terminal: Terminal) -> None:
             "ciphertexts": f"{prod(job.layout.shape)} in, as many out",
             "program": f"{len(job.program.nodes)} operations, {job.depth} levels deep",
             "evaluation keys": f"{keys.count}, {format_bytes(keys.nbytes)}",
-            **parameter_lines(job.params, job.placement),
+            **parameter_lines(job.parameters, job.placement),
         }
     )
 
@@ -171,8 +171,7 @@ def _write(outcome: Outcome, path: Path, terminal: Terminal) -> None:
 
 
 def _security(outcome: Outcome) -> str:
-    params = outcome.prepared.job.params
-    if params is not None and params.is_secure:
+    if outcome.prepared.job.parameters.is_secure:
         return f"{SECURITY_BITS} bits"
     return "NONE: this ring is far too small, for demonstration only"
 

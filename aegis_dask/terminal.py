@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.ckks.bootstrapping.parameters import AnyParameters, scheme_of
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.errors import InsecureParametersWarning
@@ -50,13 +50,12 @@ class Terminal:
         """Say something on stderr that must not be missed."""
         self.err.print(Text.assemble(("warning: ", "bold red"), message))
 
-    def warn_if_insecure(self, params: Parameters) -> None:
+    def warn_if_insecure(self, params: AnyParameters) -> None:
         """Say that parameters protect nothing, if so."""
         if not params.is_secure:
             self.warn(
-                f"{params.name} is INSECURE: the ring of degree {params.ring_degree} is far too "
-                f"small for a modulus of {params.log2_key_modulus:.0f} bits, so anyone can find "
-                "the secret key. Never use it for real data"
+                f"{scheme_of(params).name} is INSECURE, anyone can find the secret key: "
+                f"{params.weakness}. Never use it for real data"
             )
 
     def step(self, message: str) -> AbstractContextManager[None]:
@@ -117,8 +116,10 @@ def short_count(count: float) -> str:
     return f"{count:.0f}" if count >= 100 or count == int(count) else f"{count:.1f}"
 
 
-def parameter_lines(params: Parameters, placement: Placement | None = None) -> dict[str, object]:
+def parameter_lines(params: AnyParameters, placement: Placement | None = None) -> dict[str, object]:
     """Return what to say of parameters, and of the refreshes of a program if it has any."""
+    security = f"{SECURITY_BITS} bits" if params.is_secure else "NONE (insecure)"
+    params = scheme_of(params)
     levels, refreshes = f"{params.max_level}", {}
     if placement is not None:
         low, high = placement.budget.input_level, placement.budget.output_level
@@ -130,7 +131,7 @@ def parameter_lines(params: Parameters, placement: Placement | None = None) -> d
         "levels": f"{levels}, scale 2^{params.literal.scale_bits}",
         **refreshes,
         "log2 QP": f"{params.log2_key_modulus:.0f}",
-        "security": f"{SECURITY_BITS} bits" if params.is_secure else "NONE (insecure)",
+        "security": security,
     }
 
 

@@ -191,11 +191,7 @@ def read_parameters(
                 f"{fingerprint[:16]}, {params!r} was expected with {params.fingerprint[:16]}"
             )
         return params
-    if literal.insecure and not allow_insecure:
-        raise InsecureParametersError(
-            f"the data belong to parameters {literal.name or '(unnamed)'}, which are marked as "
-            "insecure; pass allow_insecure=True for tests only"
-        )
+    refuse_insecure(literal, allow_insecure)
     try:
         own = Parameters.from_literal(literal)
     except InsecureParametersError:
@@ -208,6 +204,15 @@ def read_parameters(
             f"{fingerprint[:16]}; the data are damaged or of a version that chose other primes"
         )
     return own
+
+
+def refuse_insecure(literal: Any, allow_insecure: bool) -> None:
+    """Raise `InsecureParametersError` for a literal that says so, unless that is allowed."""
+    if literal.insecure and not allow_insecure:
+        raise InsecureParametersError(
+            f"the data belong to parameters {literal.name or '(unnamed)'}, which are marked as "
+            "insecure; pass allow_insecure=True for tests only"
+        )
 
 
 def read_name(value: Any) -> str:

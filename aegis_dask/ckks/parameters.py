@@ -118,11 +118,10 @@ class Parameters:
                 f"{log2(self.chain.special_modulus):.0f}; P must be {MIN_SPECIAL_MARGIN_BITS} bits "
                 "larger to keep the noise of key switching low: use more digits or special primes"
             )
-        if literal.insecure and self.log2_key_modulus > max_log2_modulus(literal.log_n):
+        if literal.insecure and not self.is_secure:
             warnings.warn(
-                f"parameters {literal.name or '(unnamed)'} are insecure: log2 QP is "
-                f"{self.log2_key_modulus:.0f}, at most {max_log2_modulus(literal.log_n)} would be "
-                "secure at this ring degree. Use them for tests only.",
+                f"parameters {literal.name or '(unnamed)'} are insecure: {self.weakness}. Use them "
+                "for tests only.",
                 InsecureParametersWarning,
                 stacklevel=4,
             )
@@ -169,7 +168,18 @@ class Parameters:
     @property
     def is_secure(self) -> bool:
         """Whether the evaluation keys meet the 128-bit bound."""
-        return self.log2_key_modulus <= max_log2_modulus(self.literal.log_n)
+        return not self.weakness
+
+    @property
+    def weakness(self) -> str:
+        """Why the parameters are insecure, or ""."""
+        limit = max_log2_modulus(self.literal.log_n)
+        if self.log2_key_modulus <= limit:
+            return ""
+        return (
+            f"log2 QP is {self.log2_key_modulus:.0f}, at most {limit} would be secure at this "
+            "ring degree"
+        )
 
     @property
     def digits(self) -> int:

@@ -41,9 +41,14 @@ lattice reduction after any guess; twice the weight doubles the exponent of gues
 leaves a margin for 80 bits (`docs/bootstrapping.md`)."""
 
 
+def max_log2_sparse_modulus(log_n: int, weight: int) -> int:
+    """Return the largest log2 of a key modulus under a sparse secret (0 where none is known)."""
+    return MAX_LOG2_SPARSE_MODULUS.get((log_n, weight), 0)
+
+
 def check_sparse_key_modulus(log_n: int, weight: int, log2_modulus: float, what: str) -> None:
     """Raise `InsecureParametersError` if a key under a sparse secret is below 128-bit security."""
-    limit = MAX_LOG2_SPARSE_MODULUS.get((log_n, weight), 0)
+    limit = max_log2_sparse_modulus(log_n, weight)
     if log2_modulus > limit:
         raise InsecureParametersError(
             f"{what} has a modulus of {log2_modulus:.1f} bits and a secret with {weight} nonzero "

@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from aegis_dask.ckks import formats, wire
 from aegis_dask.ckks.bootstrapping.formats import BOOTSTRAPPING_KEYS
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
-from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
+from aegis_dask.ckks.bootstrapping.parameters import (
+    AnyParameters,
+    scheme_of,
+)
 from aegis_dask.ckks.files import PRIVATE, require_private, write_atomically
 from aegis_dask.ckks.formats import key_name, read_key, read_key_entries
 from aegis_dask.ckks.header import check_keys, read_parameters, write_parameters
@@ -41,7 +44,6 @@ Serializable = (
 )
 """What can be written; a secret key only by `save_secret_key`."""
 
-AnyParameters = Parameters | BootstrappingParameters
 """With those of bootstrapping, the parameters of their scheme are meant where no more is needed."""
 
 FORMATS = {**formats.FORMATS, BootstrappingKeys: BOOTSTRAPPING_KEYS}
@@ -323,7 +325,7 @@ def _frame(obj: Serializable) -> list[wire.Buffer]:
             f"{', '.join(c.__name__ for c in FORMATS)}"
         )
     own, tensors = form.pack(obj)
-    scheme = _scheme(obj if isinstance(obj, Parameters) else obj.params)
+    scheme = scheme_of(obj if isinstance(obj, Parameters) else obj.params)
     common = {"type": type(obj).__name__, "library": _library_version(), **write_parameters(scheme)}
     return wire.frame({**common, **own}, tensors)
 
@@ -362,12 +364,8 @@ def _check_header(
         )
     keys = _COMMON_KEYS | FORMATS[expect].keys_of(container.version)
     check_keys(f"the header of {kind}", container.fields, keys)
-    scheme = None if params is None else _scheme(params)
+    scheme = None if params is None else scheme_of(params)
     return read_parameters(container.fields, scheme, allow_insecure)
-
-
-def _scheme(params: AnyParameters) -> Parameters:
-    return params.params if isinstance(params, BootstrappingParameters) else params
 
 
 def _check_ternary(coefficients: NDArray[Any], params: Parameters) -> None:

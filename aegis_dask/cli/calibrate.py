@@ -124,7 +124,7 @@ def _choose_parameters(
     assert job.params is not None
     terminal.say(f"To run {what} encrypted:")
     size = f"{keys.count}, {format_bytes(keys.nbytes)}"
-    terminal.pairs({**parameter_lines(job.params, job.placement), "evaluation keys": size})
+    terminal.pairs({**parameter_lines(job.parameters, job.placement), "evaluation keys": size})
     return {
         **describe_job(job, measured.longest),
         "evaluation_keys": keys.count,

@@ -167,7 +167,7 @@ def plan(
         names = sorted({re.sub(r"-?\d+$", "", s.name) for s in job.program.stages})
         raise ProgramError(f"no stage has {operator!r} in its name; there are {', '.join(names)}")
     assert job.params is not None
-    terminal.warn_if_insecure(job.params)
+    terminal.warn_if_insecure(job.parameters)
     compared: dict[str, Placement | None] = {}
     if refreshes and job.placement is not None:
         with terminal.step("Comparing with other placements"):
@@ -301,7 +301,7 @@ def _show(terminal: Terminal, job: Job, counted: Estimate, workers: int) -> None
     threads = min(workers, cores())
     terminal.pairs(
         {
-            **parameter_lines(job.params, job.placement),
+            **parameter_lines(job.parameters, job.placement),
             "evaluation keys": f"{counted.keys.count}, {format_bytes(counted.keys.nbytes)} in "
             "memory (half of it in a file)",
             "ciphertexts in": format_bytes(counted.input_bytes),

@@ -14,7 +14,7 @@ from aegis_dask.cli import options as o
 from aegis_dask.cli.command import command
 from aegis_dask.cli.service import BUNDLE, CLIENT, open_client
 from aegis_dask.cli.setup import check_writable
-from aegis_dask.errors import ServiceError
+from aegis_dask.errors import InsecureParametersError, ServiceError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,6 +85,13 @@ def register(
     out: Annotated[Path, typer.Option(help="New folder for the secret key.")],
     model: o.Model = None,
     sha256: o.Sha256 = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Take an offer whose parameters are WITHOUT SECURITY. Never for real data.",
+        ),
+    ] = False,
     token_file: TokenFile = None,
     ca: Authority = None,
     as_json: o.Json = False,
@@ -111,8 +118,15 @@ def register(
                 f"the service offers {what} {other}; see aegis remote offers, and give the model "
                 "that it names"
             )
-        job = read_job(connected.describe(mine[0]["fingerprint"]), loaded, program)
-        terminal.warn_if_insecure(job.analysis.params)
+        description = connected.describe(mine[0]["fingerprint"])
+        try:
+            job = read_job(description, loaded, program, allow_insecure=insecure)
+        except InsecureParametersError as e:
+            raise InsecureParametersError(
+                "what the service offers is insecure: it or anyone else could find your secret "
+                f"key. To try things without real data, give --insecure ({e})"
+            ) from None
+        terminal.warn_if_insecure(job.parameters)
         make_directory(out)
         try:
             with terminal.step(f"Making {job.keys.count} keys"):

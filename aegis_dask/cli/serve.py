@@ -226,7 +226,7 @@ def _offered(options: JobOptions, model: BertModel, store: Any, terminal: Termin
     if found is None or options.calibration is not None:
         ranges = find_calibration(source, options.calibration, positions, terminal)
         found = job_with_room(options, source, ranges, positions)
-    terminal.warn_if_insecure(found.analysis.params)
+    terminal.warn_if_insecure(found.parameters)
     check_memory(found)
     return found
 

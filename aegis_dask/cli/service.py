@@ -63,7 +63,7 @@ def keys(
     positions = room_for(options, source)
     ranges = find_calibration(source, calibration, positions, terminal)
     job = job_with_room(options, source, ranges, positions)
-    terminal.warn_if_insecure(job.analysis.params)
+    terminal.warn_if_insecure(job.parameters)
     check_memory(job)
     with terminal.step(f"Making {job.keys.count} keys"):
         client = Client.create(job)
@@ -72,7 +72,7 @@ def keys(
         client.save_bundle(out / BUNDLE)
     sizes = {name: size_of(out / name) for name in (CLIENT, BUNDLE)}
     terminal.say(f"{job.graph.name} on {job.model.name}, texts of at most {positions} tokens")
-    terminal.pairs(parameter_lines(job.analysis.params, job.placement))
+    terminal.pairs(parameter_lines(job.parameters, job.placement))
     terminal.say("")
     terminal.pairs(
         {
@@ -160,7 +160,7 @@ def evaluate(
     check_cluster(where)
     with terminal.step("Reading keys"):
         job, evaluation_keys = read_bundle(bundle, loaded, program)
-    terminal.warn_if_insecure(job.analysis.params)
+    terminal.warn_if_insecure(job.parameters)
     length = Message.load(request, job, job.analysis.top_level).length  # before workers start
     with cluster(where, terminal) as executor:
         with terminal.step("Giving keys and weights to the workers"):
@@ -301,7 +301,7 @@ def open_client(
 
     loaded, program = _own(read_json(directory / JOB), model, sha256, graph)
     opened = Client.open(directory, loaded, program)
-    terminal.warn_if_insecure(opened.job.analysis.params)
+    terminal.warn_if_insecure(opened.job.parameters)
     return opened
 
 

@@ -209,7 +209,7 @@ def prepare(
     with terminal.step("Checking the text against the calibrated ranges"):
         prepared = local.prepare(job, ids)
     if job.params is not None:
-        terminal.warn_if_insecure(job.params)
+        terminal.warn_if_insecure(job.parameters)
         local.check_memory(job)
     return prepared
 

@@ -16,7 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
+from aegis_dask.ckks.bootstrapping.parameters import (
+    AnyParameters,
+    BootstrappingParameters,
+    scheme_of,
+)
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.ckks.polynomial import evaluate_chebyshev
 from aegis_dask.errors import LevelError, ProgramError
@@ -579,7 +583,7 @@ def all_keys(parts: Iterable[RequiredKeys]) -> RequiredKeys:
 
 def analyse(
     program: Program,
-    params: Parameters | BootstrappingParameters,
+    params: AnyParameters,
     top_level: int | None = None,
 ) -> Analysis:
     """Count a program.
@@ -600,7 +604,7 @@ def analyse(
         If the parameters have too few levels, or none for bootstrapping where that is needed.
     """
     bootstrapping = params if isinstance(params, BootstrappingParameters) else None
-    scheme = params.params if isinstance(params, BootstrappingParameters) else params
+    scheme = scheme_of(params)
     if program.slots != scheme.slots:
         raise ProgramError(
             f"the program is for {program.slots} slots, {scheme.name} has {scheme.slots}"

@@ -189,7 +189,7 @@ def read_context(directory: Path) -> Context:
         return Context(store=store)
     with warnings.catch_warnings():  # the client has been warned
         warnings.simplefilter("ignore", InsecureParametersWarning)
-        params = parameters_from_dict(index["params"], index["bootstrapping"])
+        params = parameters_from_dict(index["params"], index["bootstrapping"], allow_insecure=True)
     keys: EvaluationKeys | BootstrappingKeys | None = None
     if isinstance(params, BootstrappingParameters):
         keys = open_expanded_bootstrapping(directory / "keys", params)

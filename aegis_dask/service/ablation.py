@@ -86,9 +86,7 @@ def ablate(job: Job, machine: Machine, devices: int) -> list[Ablated]:
 
 def _untrimmed(job: Job) -> Analysis:
     """Return the analysis of a job whose values stay at the level at which they are made."""
-    params = job.bootstrapping or job.params
-    assert params is not None
-    return analyse(job.untrimmed, params)
+    return analyse(job.untrimmed, job.parameters)
 
 
 def _early(analysis: Analysis) -> list[float]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from reprlib import repr as shorten
 from typing import Any
 
-from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters, parameters_from_dict
+from aegis_dask.ckks.bootstrapping.parameters import AnyParameters, parameters_from_dict
 from aegis_dask.ckks.header import check_keys, read_integer
-from aegis_dask.ckks.parameters import MAX_LOG_N, Parameters
+from aegis_dask.ckks.parameters import MAX_LOG_N
 from aegis_dask.errors import SerializationError
 from aegis_dask.models.calibration import Calibration
 
@@ -48,16 +48,25 @@ class JobDescription:
     model: str
     weights: str | None
     tokens: int
-    params: Parameters | BootstrappingParameters
+    params: AnyParameters
     calibration: Calibration
     fingerprint: str
 
 
-def read_description(data: Mapping[str, Any]) -> JobDescription:
+def read_description(data: Mapping[str, Any], *, allow_insecure: bool = False) -> JobDescription:
     """Return what `Job.to_dict` wrote.
+
+    Parameters
+    ----------
+    data
+        As it was read.
+    allow_insecure
+        Whether its parameters may have less than 128-bit security. The other side names them.
 
     Raises
     ------
+    InsecureParametersError
+        If they have, and that is not allowed.
     SerializationError
         If a field is missing, unknown or malformed.
     ParameterError
@@ -74,7 +83,7 @@ def read_description(data: Mapping[str, Any]) -> JobDescription:
         _name("the model", data["model"]),
         None if data["weights"] is None else _sha256("the weights", data["weights"]),
         tokens,
-        parameters_from_dict(data["parameters"], data["bootstrapping"]),
+        parameters_from_dict(data["parameters"], data["bootstrapping"], allow_insecure),
         Calibration.from_dict(data["calibration"]),
         _sha256("the job", data["fingerprint"]),
     )

@@ -20,6 +20,7 @@ from aegis_dask.circuits.encoder import EncoderLayer
 from aegis_dask.circuits.packing import Layout, Packing
 from aegis_dask.ckks.bootstrapping.parameters import (
     BOOTSTRAPPING_PRESETS,
+    AnyParameters,
     BootstrappingParameters,
 )
 from aegis_dask.ckks.parameters import (
@@ -104,7 +105,18 @@ class Job:
         LevelError
             If the parameters have too few levels.
         """
-        return analyse(self.program, self.bootstrapping or self._params)
+        return analyse(self.program, self.parameters)
+
+    @property
+    def parameters(self) -> AnyParameters:
+        """Those that keys are made for, with bootstrapping if the job refreshes.
+
+        Raises
+        ------
+        ParameterError
+            If the job has none.
+        """
+        return self.bootstrapping or self._params
 
     @property
     def _params(self) -> Parameters:
@@ -275,7 +287,7 @@ def make_job(
     scale_bits: int = 40,
     allow_insecure: bool = False,
     encrypted: bool = True,
-    params: Parameters | BootstrappingParameters | None = None,
+    params: AnyParameters | None = None,
     tokens: int | None = None,
 ) -> Job:
     """Build a job.
@@ -425,17 +437,30 @@ def _powers(low: int, high: int) -> list[int]:
     return out
 
 
-def read_job(data: Mapping[str, Any], model: BertModel, graph: Graph) -> Job:
+def read_job(
+    data: Mapping[str, Any], model: BertModel, graph: Graph, *, allow_insecure: bool = False
+) -> Job:
     """Build the job that `Job.to_dict` describes, from one's own model and graph.
+
+    Parameters
+    ----------
+    data
+        The description.
+    model, graph
+        One's own.
+    allow_insecure
+        Whether its parameters may have less than 128-bit security.
 
     Raises
     ------
+    InsecureParametersError
+        If they have, and that is not allowed.
     SerializationError, RangeError
         If it is malformed.
     ParameterError
         If its parameters are none, or the result differs from what it describes.
     """
-    found = read_description(data)
+    found = read_description(data, allow_insecure=allow_insecure)
     if found.graph != graph.name:
         raise ParameterError(f"the job is for graph {found.graph!r}, this is {graph.name!r}")
     if found.weights != model.sha256:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from aegis_dask.circuits.operators import operator_of
-from aegis_dask.ckks.parameters import Parameters
+from aegis_dask.ckks.bootstrapping.parameters import AnyParameters, scheme_of
 from aegis_dask.ckks.precision import PrecisionStats
 from aegis_dask.ckks.security import SECURITY_BITS
 from aegis_dask.placement.traffic import CLIENT
@@ -28,8 +28,9 @@ def group_stages(result: Result) -> dict[str, Operator]:
     return {name: Operator(calls[name], seconds[name]) for name in calls}
 
 
-def describe_parameters(params: Parameters) -> dict[str, Any]:
+def describe_parameters(given: AnyParameters) -> dict[str, Any]:
     """Return JSON-ready figures of parameters."""
+    params = scheme_of(given)
     return {
         "name": params.name,
         "ring_degree": params.ring_degree,
@@ -37,7 +38,7 @@ def describe_parameters(params: Parameters) -> dict[str, Any]:
         "levels": params.max_level,
         "scale_bits": params.literal.scale_bits,
         "log2_qp": round(params.log2_key_modulus, 1),
-        "security_bits": SECURITY_BITS if params.is_secure else None,
+        "security_bits": SECURITY_BITS if given.is_secure else None,
     }
 
 
@@ -52,7 +53,7 @@ def describe_job(job: Job, length: int) -> dict[str, Any]:
         "depth": job.depth,
     }
     if job.params is not None:
-        out["parameters"] = describe_parameters(job.params)
+        out["parameters"] = describe_parameters(job.parameters)
         out["bootstrapping"] = None if job.placement is None else _describe_placement(job.placement)
     return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
+from aegis_dask.ckks.bootstrapping.parameters import (
+    BOOTSTRAPPING_PRESETS,
+    BootstrappingParameters,
+)
 from aegis_dask.errors import (
+    InsecureParametersError,
     ParameterError,
     ProgramError,
     RangeError,
@@ -39,7 +44,7 @@ def job(model: BertModel, calibration: Calibration) -> Job:
 
 
 def test_a_job_is_rebuilt_from_what_it_writes(job: Job, model: BertModel) -> None:
-    rebuilt = read_job(job.to_dict(), model, load_graph("feed_forward"))
+    rebuilt = read_job(job.to_dict(), model, load_graph("feed_forward"), allow_insecure=True)
     assert rebuilt.fingerprint == job.fingerprint
     assert rebuilt.params == job.params
     assert (rebuilt.packing.tokens, rebuilt.packing.length) == (32, 32)
@@ -63,14 +68,15 @@ def test_a_graph_of_the_same_name_that_computes_something_else_is_noticed(
     once = "feed_forward_block(x, layers[0])"
     other.write_text(source.replace(once, f"feed_forward_block({once}, layers[0])"))
     with pytest.raises(ParameterError, match="the job differs from what it was made for"):
-        read_job(job.to_dict(), model, load_graph(other))
+        read_job(job.to_dict(), model, load_graph(other), allow_insecure=True)
 
 
 def test_another_model_is_noticed(job: Job) -> None:
+    data = job.to_dict()
     with pytest.raises(ParameterError, match="is for the model 'tiny'"):
-        read_job(job.to_dict(), random_bert(CONFIG, 6), load_graph("feed_forward"))
+        read_job(data, random_bert(CONFIG, 6), load_graph("feed_forward"), allow_insecure=True)
     with pytest.raises(ParameterError, match="'feed_forward', this is 'bert_layer'"):
-        read_job(job.to_dict(), job.model, load_graph("bert_layer"))
+        read_job(data, job.model, load_graph("bert_layer"), allow_insecure=True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,23 @@ def test_a_malformed_job_is_refused(job: Job, change: Callable[[dict[str, Any]],
     data["calibration"] = dict(data["calibration"])
     change(data)
     with pytest.raises((SerializationError, ParameterError, ProgramError, RangeError)):
-        read_job(data, job.model, load_graph("feed_forward"))
+        read_job(data, job.model, load_graph("feed_forward"), allow_insecure=True)
+
+
+def test_insecure_parameters_that_the_other_side_names_are_refused(
+    job: Job, model: BertModel, calibration: Calibration
+) -> None:
+    with pytest.raises(InsecureParametersError, match="marked as insecure"):
+        read_job(job.to_dict(), model, load_graph("feed_forward"))
+    # A sparse secret of one coefficient: all else is as in the secure set, its name too.
+    literal = replace(BOOTSTRAPPING_PRESETS["n16-d40-b13"], insecure=True, sparse_weight=1)
+    params = BootstrappingParameters.from_literal(literal)
+    graph = load_graph("bert_layer")
+    forged = make_job(model, calibration, graph, 20, params=params).to_dict()
+    with pytest.raises(InsecureParametersError, match="marked as insecure"):
+        read_job(forged, model, graph)
+    with pytest.raises(ParameterError, match="differs from what it was made for"):
+        read_job(forged, model, graph, allow_insecure=True)  # without the name it is another one
 
 
 def test_secure_parameters_are_chosen_unless_insecure_ones_are_asked_for(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aegis_dask.circuits.operators import layer_of, operator_of
-from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters
+from aegis_dask.ckks.bootstrapping.parameters import (
+    BOOTSTRAPPING_PRESETS,
+    BootstrappingParameters,
+)
 from aegis_dask.models.checkpoint import shape_only
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.service.job import Job, make_job
 from aegis_dask.service.sources import assumed_calibration
-from aegis_dask.service.summary import describe_job
+from aegis_dask.service.summary import describe_job, describe_parameters
 from aegis_dask.terminal import parameter_lines
 from tests.service.conftest import CONFIG
 
@@ -90,4 +95,9 @@ def test_parameters_are_told_with_and_without_refreshes(job: Job) -> None:
     assert lines["levels"] == "13 between refreshes, from 16 down to 3, scale 2^40"
     assert lines["bootstraps"] == f"{job.placement.bootstraps}, at {len(job.placement.sites)} sites"
     assert lines["security"] == "NONE (insecure)"
+    literal = replace(BOOTSTRAPPING_PRESETS["n16-d40-b13"], sparse_weight=1, insecure=True)
+    weak = BootstrappingParameters.from_literal(literal)  # its scheme alone would be secure
+    assert parameter_lines(weak)["security"] == "NONE (insecure)"
+    assert describe_parameters(weak)["security_bits"] is None
+    assert describe_parameters(weak.params)["security_bits"] == 128
     assert "bootstraps" not in parameter_lines(PARAMS.params)

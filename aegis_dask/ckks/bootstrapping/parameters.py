@@ -15,8 +15,9 @@ level              role
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from reprlib import repr as shorten
 from typing import Any
@@ -30,6 +31,7 @@ from aegis_dask.ckks.header import (
     read_integer,
     read_literal,
     read_name,
+    refuse_insecure,
 )
 from aegis_dask.ckks.parameters import (
     MAX_DIGITS,
@@ -39,8 +41,8 @@ from aegis_dask.ckks.parameters import (
     ParametersLiteral,
 )
 from aegis_dask.ckks.scale import Scale
-from aegis_dask.ckks.security import check_sparse_key_modulus
-from aegis_dask.errors import ParameterError, SerializationError
+from aegis_dask.ckks.security import check_sparse_key_modulus, max_log2_sparse_modulus
+from aegis_dask.errors import InsecureParametersWarning, ParameterError, SerializationError
 from aegis_dask.ring.chain import ModulusChain, Window
 
 
@@ -195,6 +197,13 @@ class BootstrappingParameters:
                 self.sparse_chain.log2_key_modulus,
                 "the key to the ephemeral secret",
             )
+        elif self.params.is_secure and not self.is_secure:  # or the scheme has warned
+            warnings.warn(
+                f"parameters {literal.name or '(unnamed)'} are insecure: {self.weakness}. Use them "
+                "for tests only.",
+                InsecureParametersWarning,
+                stacklevel=3,
+            )
         if not 0 < literal.ratio_bits < 30:
             raise ParameterError(f"ratio_bits is {literal.ratio_bits}, it must be 1 to 29")
 
@@ -210,6 +219,25 @@ class BootstrappingParameters:
             known = ", ".join(sorted(BOOTSTRAPPING_PRESETS))
             raise ParameterError(f"no preset {name!r} with bootstrapping; there are {known}")
         return _from_literal(BOOTSTRAPPING_PRESETS[name])
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether all keys meet their 128-bit bounds, that to the ephemeral secret included."""
+        return not self.weakness
+
+    @cached_property
+    def weakness(self) -> str:
+        """Why the parameters are insecure, or ""."""
+        if self.params.weakness:
+            return self.params.weakness
+        log_n, weight = self.literal.log_n, self.literal.sparse_weight
+        found, limit = self.sparse_chain.log2_key_modulus, max_log2_sparse_modulus(log_n, weight)
+        if found <= limit:
+            return ""
+        return (
+            f"the key to the ephemeral secret with {weight} nonzero coefficients has {found:.0f} "
+            f"bits, at most {limit} would be secure at this ring degree"
+        )
 
     # -- levels -----------------------------------------------------------------------------
 
@@ -287,16 +315,27 @@ class BootstrappingParameters:
     def __repr__(self) -> str:
         return (
             f"BootstrappingParameters({self.params!r}: {self.usable_levels} usable levels, from "
-            f"{self.input_level} to {self.output_level}, q_0 / scale 2^{self.literal.ratio_bits})"
+            f"{self.input_level} to {self.output_level}, q_0 / scale 2^{self.literal.ratio_bits}, "
+            f"{'128-bit secure' if self.is_secure else 'INSECURE'})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _from_literal, (self.literal,)
 
 
+AnyParameters = Parameters | BootstrappingParameters
+
+
+def scheme_of(params: AnyParameters) -> Parameters:
+    """Return the parameters of the scheme."""
+    return params.params if isinstance(params, BootstrappingParameters) else params
+
+
 def parameters_from_dict(
-    scheme: Mapping[str, Any], bootstrapping: Mapping[str, Any] | None
-) -> Parameters | BootstrappingParameters:
+    scheme: Mapping[str, Any],
+    bootstrapping: Mapping[str, Any] | None,
+    allow_insecure: bool = False,
+) -> AnyParameters:
     """Return parameters from the fields of their literals, as JSON gives them back.
 
     Parameters
@@ -305,21 +344,29 @@ def parameters_from_dict(
         Fields of a `ParametersLiteral`.
     bootstrapping
         Fields of a `BootstrappingLiteral`, or None for parameters without bootstrapping.
+    allow_insecure
+        Whether they may have less than 128-bit security.
 
     Raises
     ------
     SerializationError
         If fields are missing, unknown or malformed.
+    InsecureParametersError
+        If they are marked as insecure, and that is not allowed.
     ParameterError
         If they are no parameters, or the two literals differ.
     """
     literal = read_literal(scheme)
     if bootstrapping is None:
+        refuse_insecure(literal, allow_insecure)
         return Parameters.from_literal(literal)
     own = _read_literal(bootstrapping)
     if own.scheme != literal:
         raise ParameterError("the parameters of the scheme and of bootstrapping differ")
-    return _from_literal(own)
+    refuse_insecure(own, allow_insecure)
+    preset = BOOTSTRAPPING_PRESETS.get(own.name, own)
+    # A preset's name must not dress up other parameters.
+    return _from_literal(own if own == preset else replace(own, name=""))
 
 
 MAX_STAGES = 16

@@ -55,7 +55,7 @@ class Offer:
             "model": job.model.name,
             "weights": job.model.sha256,
             "tokens": job.packing.tokens,
-            "is_secure": job.analysis.params.is_secure,
+            "is_secure": job.parameters.is_secure,
             "keys": job.keys.count,
             "keys_bytes": job.keys.nbytes,
             "request_bytes": self.request_bytes,
@@ -155,9 +155,9 @@ def offered_before(
             data = json.loads(path.read_bytes())
             if (data["graph"], data["tokens"]) != (graph.name, tokens):
                 continue
-            job = read_job(data, model, graph)
+            job = read_job(data, model, graph, allow_insecure=insecure)
         except (AegisError, ValueError, KeyError, TypeError):
             continue  # of another model or version: its keys are of no use
-        if job.analysis.params.is_secure != insecure:
+        if job.parameters.is_secure != insecure:
             return job
     return None

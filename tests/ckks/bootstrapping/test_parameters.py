@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import log2
 
 import pytest
@@ -12,10 +12,16 @@ from aegis_dask.ckks.bootstrapping.parameters import (
     BOOTSTRAPPING_PRESETS,
     BootstrappingLiteral,
     BootstrappingParameters,
+    parameters_from_dict,
 )
+from aegis_dask.ckks.parameters import PRESETS
 from aegis_dask.ckks.scale import Scale
 from aegis_dask.ckks.security import MAX_LOG2_MODULUS, check_sparse_key_modulus
-from aegis_dask.errors import InsecureParametersError, ParameterError
+from aegis_dask.errors import (
+    InsecureParametersError,
+    InsecureParametersWarning,
+    ParameterError,
+)
 
 SECURE = [n for n, p in BOOTSTRAPPING_PRESETS.items() if not p.insecure]
 
@@ -64,6 +70,34 @@ def test_a_sparse_key_above_its_own_bound_is_refused() -> None:
     literal = replace(BOOTSTRAPPING_PRESETS["n16-d40-b13"], sparse_special_primes=3)
     with pytest.raises(InsecureParametersError, match=r"140\.0 bits and a secret with 32 nonzero"):
         BootstrappingParameters.from_literal(literal)
+
+
+def test_a_weak_ephemeral_secret_makes_the_whole_set_insecure() -> None:
+    literal = replace(BOOTSTRAPPING_PRESETS["n16-d40-b13"], sparse_weight=1, insecure=True)
+    with pytest.warns(InsecureParametersWarning, match="secret with 1 nonzero coefficients has 80"):
+        params = BootstrappingParameters(literal)
+    assert params.params.is_secure
+    assert not params.is_secure
+    assert "INSECURE" in repr(params)
+
+
+@pytest.mark.parametrize("name", BOOTSTRAPPING_PRESETS)
+def test_presets_are_as_secure_as_their_names_say(name: str) -> None:
+    params = BootstrappingParameters.preset(name)
+    assert params.is_secure == ("insecure" not in name)
+    assert params.is_secure == (not params.weakness)
+
+
+def test_insecure_parameters_are_read_only_where_that_is_allowed() -> None:
+    literal = replace(BOOTSTRAPPING_PRESETS["n16-d40-b13"], sparse_weight=1, insecure=True)
+    written = asdict(literal.scheme), asdict(literal)
+    with pytest.raises(InsecureParametersError, match="marked as insecure"):
+        parameters_from_dict(*written)
+    read = parameters_from_dict(*written, allow_insecure=True)
+    assert isinstance(read, BootstrappingParameters)
+    assert read.literal == replace(literal, name="")  # it is not the set of that name
+    with pytest.raises(InsecureParametersError, match="marked as insecure"):
+        parameters_from_dict(asdict(PRESETS["insecure-n10-d40"]), None)
 
 
 def test_a_weight_without_a_known_bound_is_refused() -> None:

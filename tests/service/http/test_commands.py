@@ -60,7 +60,10 @@ def test_a_service_is_used_killed_and_started_again(
         (offer,) = json_of("remote", "offers", "--service", url)["offers"]
         assert (offer["graph"], offer["tokens"], offer["is_secure"]) == ("feed_forward", 32, False)
         register = ("remote", "register", "feed_forward", "--service", url, "--out")
-        registered = json_of(*register, job, "--model", checkpoint)
+        message = refused(*register, job, "--model", checkpoint)
+        assert "what the service offers is insecure" in message
+        assert not job.exists()
+        registered = json_of(*register, job, "--model", checkpoint, "--insecure")
         assert {f.name for f in job.iterdir()} == {"client", "service.json"}
         assert "exists, and is never overwritten" in refused(*register, job)
         message = refused(*register[:2], "bert_layer", *register[3:], tmp_path / "other")
