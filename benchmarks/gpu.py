@@ -1,24 +1,26 @@
 """Check and measure the GPU backend: `python -m benchmarks.gpu --all`.
 
 Sections run one after the other, and each is kept when it is done, so a run that was interrupted
-goes on where it was (``--fresh`` begins again). Every kernel and operation is first compared with
-the CPU, all residues, with fresh random inputs. It needs CuPy and a GPU; ``--small`` takes a small
-ring and works on any backend.
+goes on where it was, as long as the code is the same (``--fresh`` begins again). Every kernel and
+operation is first compared with the CPU, all residues, with fresh random inputs. It needs CuPy and
+a GPU; ``--small`` takes a small ring and works on any backend.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from aegis_dask.errors import BackendError
 from aegis_dask.models.checkpoint import BertConfig
-from aegis_dask.ring.registry import backend_name, device_memory
+from aegis_dask.ring.registry import backend_name, device_memory, release_device
 from benchmarks import _gpu_sections as sections
 from benchmarks._measure import machine_info
 from benchmarks._tables import table
@@ -74,10 +76,32 @@ def device_info() -> dict[str, Any]:
     }
 
 
+@cache
+def code() -> str:
+    """Return a checksum of what is measured: there may be no commit, and uncommitted changes."""
+    digest = hashlib.sha256()
+    for folder in ("aegis_dask", "benchmarks"):
+        for path in sorted((_ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_done(section: Mapping[str, Any] | None) -> bool:
+    """Whether an earlier run has measured a section, of this code, and all was right."""
+    return (
+        section is not None
+        and not section["error"]
+        and section.get("code") == code()
+        and all(r["equal"] is not False for r in section["records"])
+    )
+
+
 def measure(name: str, small: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Run one section; what goes wrong is part of the result."""
     say(name)
     begin, error = time.perf_counter(), ""
+    release_device()  # what the section before has left would count as taken by this one
     section = sections.Section(SMALL if small else PRESET, 0.0 if small else BATCH_SECONDS, say)
     try:
         SECTIONS[name](section, small)
@@ -89,6 +113,7 @@ def measure(name: str, small: bool, say: Callable[[str], None]) -> dict[str, Any
         "error": error,
         "seconds": round(time.perf_counter() - begin, 1),
         "pool_bytes": device_memory() or None,
+        "code": code(),
         **{k: v for k, v in machine_info().items() if k in ("date", "commit")},
     }
 
@@ -181,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = _stored(path or Path("/nonexistent"), device, args.fresh)
     for name in args.only or SECTIONS:
         before = run["sections"].get(name)
-        if before and not before["error"] and before["commit"] == machine_info()["commit"]:
+        if _is_done(before):
             say(f"{name}: kept from {before['date']}")
             continue
         run["sections"][name] = measure(name, args.small, say)

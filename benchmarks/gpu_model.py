@@ -41,7 +41,7 @@ from aegis_dask.runtime.graph import make_ranks
 from aegis_dask.runtime.worker import RunSpec, RunState
 from aegis_dask.service.client import Client
 from aegis_dask.service.job import make_job
-from benchmarks._gpu_sections import SAMPLES
+from benchmarks._gpu_sections import short_texts
 from benchmarks._measure import machine_info
 from benchmarks._recording import Launch, Log, recording
 from benchmarks._tables import number, table
@@ -55,6 +55,8 @@ BANDWIDTH = 4.2e12
 """Bytes per second: seven eighths of an H200's 4.8 TB/s (data sheet)."""
 ISSUE = 132 * 4 * 1.755e9
 """Instructions of warps per second: four schedulers of 132 multiprocessors, at a usual clock."""
+L2_BANDWIDTH = 5.5e12
+"""Bytes per second between the L2 cache and the multiprocessors, assumed."""
 GAP_SECONDS = 1.5e-6
 """Between launches that follow each other, assumed."""
 REPEATS = 5
@@ -102,15 +104,17 @@ _ONE_POINT = {"from_signed", "automorphism", "automorphism_multiply_add"}
 
 @dataclass
 class Cost:
-    """Bytes moved at least, and instructions of warps."""
+    """Bytes moved at least, instructions of warps, and bytes that blocks read and write."""
 
     size: float
     instructions: float
+    through: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Predicted time."""
-        return max(self.size / BANDWIDTH, self.instructions / ISSUE) + GAP_SECONDS
+        times = self.size / BANDWIDTH, self.instructions / ISSUE, self.through / L2_BANDWIDTH
+        return max(times) + GAP_SECONDS
 
 
 def _pieces(launch: Launch, each: int) -> float:
@@ -136,40 +140,53 @@ def _convert(launch: Launch, threads: float) -> tuple[float, float]:
     return size, instructions * threads / launch.grid[1]
 
 
-def _inner_products(a: tuple[int, ...], batch: int, limbs: int) -> tuple[float, float]:
+# Of the following: bytes that memory moves at least, instructions of a thread, and bytes that all
+# blocks read and write: keys for every polynomial, operands for every tile.
+
+
+def _inner_products(a: tuple[int, ...], batch: int, limbs: int) -> tuple[float, float, float]:
     keys, count, added = a[20], a[22], a[26]
-    rows = batch * (count + 2 * keys) * limbs + 2 * keys * count * limbs + batch * added
-    return rows * ROW, 80 + count * (12 + 18 * keys) + 70 * keys
+    own, shared = batch * (count + 2 * keys) * limbs + batch * added, 2 * keys * count * limbs
+    instructions = 80 + count * (12 + 18 * keys) + 70 * keys
+    return (own + shared) * ROW, instructions, (own + batch * shared) * ROW
 
 
-def _tails_inner(a: tuple[int, ...], batch: int) -> tuple[float, float]:
+def _tails_inner(a: tuple[int, ...], batch: int) -> tuple[float, float, float]:
     count, limbs = a[8], a[9]
-    size = (batch * (count + 2) + 2 * count) * limbs * ROW + limbs * N // 2
-    return size, 200 + (count - 0.8) * 600 + count * 100
+    own, shared = batch * (count + 2) * limbs, 2 * count * limbs
+    instructions = 200 + (count - 0.8) * 585 + count * 100
+    return (own + shared) * ROW + limbs * N // 2, instructions, (own + batch * shared) * ROW
 
 
-def _divide_products(launch: Launch) -> tuple[float, float]:
-    a, (polys, _, limbs) = launch.arguments, launch.grid
-    count, group = a[7], a[18]
-    batch = group // 2
-    rows = 2 * polys + batch * count + polys // batch * count + batch
-    return rows * limbs * ROW, 800 + 100 * count
+def _divide_products(launch: Launch) -> tuple[float, float, float]:
+    a, (pairs, _, limbs) = launch.arguments, launch.grid
+    count, batch = a[7], a[17]
+    digits, keys = batch * (count + 1), 2 * count * pairs // batch
+    size = (4 * pairs + digits + keys) * limbs * ROW
+    through = (4 + 1 + 3 * count) * pairs * limbs * ROW
+    return size, 2300 + 116 * count, through
 
 
-def _matrix(launch: Launch) -> tuple[float, float]:
+def _matrix(launch: Launch) -> tuple[float, float, float]:
     outs, inner, runs, polys, add, limbs = launch.arguments[8:14]
-    reads = launch.grid[1] if launch.kernel == "gemm_thin" else 1
-    size = (
-        inner * reads + outs * (1 + add)
-    ) * polys * limbs * ROW + 4 * limbs * runs * outs * inner
+    is_thin = launch.kernel == "gemm_thin"
+    each = sources.THIN if is_thin else sources.TILE
+    points, written = polys * limbs * ROW, outs * (1 + add)
+    read = inner * -(-outs // each)
+    size = ((read if is_thin else inner) + written) * points + 4 * limbs * runs * outs * inner
+    # Every tile of columns reads its weights; threads of few outputs find theirs in the L1 cache.
+    through = (read + written + (0 if is_thin else outs * inner / each)) * points
     few = min(outs, sources.THIN)
     thin = 60 + inner * (6 + 3 * few) + 25 * few
-    return size, thin if launch.kernel == "gemm_thin" else 250 + -(-inner // 16) * 420
+    return size, thin if is_thin else 250 + -(-inner // 16) * 420, through
 
 
-def _contract(a: tuple[int, ...]) -> tuple[float, float]:
-    rows, outs, terms, limbs = a[7:11]
-    return (2 * terms * (rows + outs) + 3 * rows * outs) * limbs * ROW, 200 + terms * 80
+def _contract(launch: Launch) -> tuple[float, float, float]:
+    rows, outs, terms, limbs = launch.arguments[7:11]
+    written = 3 * rows * outs * limbs * ROW
+    size = 2 * terms * (rows + outs) * limbs * ROW + written
+    tiles = launch.grid[0] * 4 * sources.PAIR * terms * limbs * ROW
+    return size, 200 + terms * 80, tiles + written
 
 
 def cost(launch: Launch) -> Cost:
@@ -187,16 +204,17 @@ def cost(launch: Launch) -> Cost:
     threads = x * y * z * sources.threads(kernel, LOG_N) / 32
     if kernel == "convert":
         return Cost(*_convert(launch, threads))
+    through = 0.0
     if kernel == "inner_products":
-        size, each = _inner_products(a, x, z)
+        size, each, through = _inner_products(a, x, z)
     elif kernel == "ntt_tails_divide_products":
-        size, each = _divide_products(launch)
+        size, each, through = _divide_products(launch)
     elif kernel == "ntt_tails_inner":
-        size, each = _tails_inner(a, x)
+        size, each, through = _tails_inner(a, x)
     elif kernel in ("gemm", "gemm_thin"):
-        size, each = _matrix(launch)
+        size, each, through = _matrix(launch)
     elif kernel == "contract":
-        size, each = _contract(a)
+        size, each, through = _contract(launch)
     else:
         each = _STRAIGHT[kernel]
         if kernel in _ROWS:
@@ -206,7 +224,7 @@ def cost(launch: Launch) -> Cost:
             size = _transform(launch)
         else:  # 32 bytes a thread: words of a key stream, or of weights
             size = 32 * 32 * threads
-    return Cost(size, each * threads)
+    return Cost(size, each * threads, through)
 
 
 @dataclass(frozen=True)
@@ -330,7 +348,7 @@ def layer(log: Log, tokens: int) -> Prediction:
     """
     rng = np.random.default_rng(0)
     model = random_bert(BASE, 0)
-    samples = [rng.integers(0, BASE.vocabulary, tokens) for _ in range(SAMPLES)]
+    samples = short_texts(rng, BASE, tokens)
     job = make_job(
         model, calibrate(model, samples), load_graph("bert_layer"), tokens, tokens=tokens
     )

@@ -28,6 +28,12 @@ def test_sections_compare_with_the_cpu_and_are_kept(
         assert "kept from" not in shown.err
         assert gpu.main(arguments) == 0
         assert capsys.readouterr().err.count("kept from") == 3
+        run = json.loads(path.read_text())
+        run["sections"]["operations"]["records"][0]["equal"] = False  # to be looked at again
+        run["sections"]["bootstrap"]["code"] = "before a change"
+        path.write_text(json.dumps(run))
+        assert gpu.main(arguments) == 0
+        assert capsys.readouterr().err.count("kept from") == 1
     run = json.loads(path.read_text())
     records = [r for s in run["sections"].values() for r in s["records"]]
     assert len(records) > 20

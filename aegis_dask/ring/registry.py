@@ -80,6 +80,14 @@ def device_memory() -> int:
     return this_device().taken()
 
 
+def release_device() -> None:
+    """Give memory of the GPU that is not in use back to it."""
+    if backend_name() == "cuda":
+        from aegis_dask.ring.cuda_backend.device import this_device
+
+        this_device().release()
+
+
 @lru_cache(maxsize=1)
 def _has_gpu() -> bool:
     from importlib.util import find_spec

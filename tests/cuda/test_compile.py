@@ -104,7 +104,7 @@ def test_loops_over_registers_are_unrolled() -> None:
         "intt_tails": 880,
         "ntt_tails_inner": 1260,
         "ntt_tails_divide": 1950,
-        "ntt_tails_divide_products": 2300,
+        "ntt_tails_divide_products": 3600,
         "add": 70,
         "tensor": 250,
         "inner_products": 1000,

@@ -20,6 +20,7 @@ from aegis_dask.ring.backend import Ring
 from aegis_dask.ring.chain import Window
 from aegis_dask.ring.conversion import digit_raise, mod_down
 from aegis_dask.ring.cuda_backend import device, sources
+from aegis_dask.ring.cuda_backend.launcher import Launcher
 from aegis_dask.ring.cuda_backend.residency import KeptArray
 from aegis_dask.ring.cuda_backend.ring import CudaRing
 from tests import reference
@@ -73,7 +74,13 @@ class EmulatedCupy:
         return 1 << 30, 8 << 30
 
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(total_bytes=lambda: self.pool)
+        def free() -> None:
+            self.pool = 0
+
+        return SimpleNamespace(total_bytes=lambda: self.pool, free_all_blocks=free)
+
+    def get_default_pinned_memory_pool(self) -> Any:
+        return SimpleNamespace(free_all_blocks=lambda: None)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         self._synchronize()
@@ -184,7 +191,43 @@ def test_a_missing_toolkit_is_said(
 
 
 def test_what_a_process_has_taken(cupy: EmulatedCupy) -> None:
-    assert device.CupyDevice().taken() == 1 << 20
+    gpu = device.CupyDevice()
+    assert gpu.taken() == 1 << 20
+    gpu.release()
+    assert gpu.taken() == 0
+
+
+def test_a_stream_for_every_thread_is_refused(
+    cupy: EmulatedCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of one thread and kernels of another are in order on one stream only."""
+    for value in ("", "0"):
+        monkeypatch.setenv(device.OWN_STREAMS, value)
+        device.CupyDevice()
+    monkeypatch.setenv(device.OWN_STREAMS, "1")
+    with pytest.raises(BackendError, match="a kernel could read what another thread"):
+        device.CupyDevice()
+
+
+def test_threads_that_make_the_same_constants_have_one(cupy: EmulatedCupy) -> None:
+    """Addresses of the first may be kept while the second is made."""
+    gpu = device.CupyDevice()
+    launcher = Launcher(gpu, 10)
+    made: list[Any] = []
+    upload = gpu.upload
+
+    def while_another_thread_does(x: NDArray[Any]) -> Any:
+        gpu.upload = upload  # type: ignore[method-assign]
+        made.append(launcher.integers([5, 7]))
+        return upload(x)
+
+    gpu.upload = while_another_thread_does  # type: ignore[method-assign]
+    found = launcher.integers([5, 7])
+    assert found is made[0]
+    assert launcher.integers((5, 7)) is found
+    owner = SimpleNamespace
+    launcher.kept(owner, "name", lambda: launcher.kept(owner, "name", lambda: "first") and "second")
+    assert launcher.kept(owner, "name", lambda: "third") == "first"
 
 
 def test_workers_that_share_a_gpu_have_a_part_of_its_memory(cupy: EmulatedCupy) -> None:

@@ -27,6 +27,8 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="no C++ compiler (g++, or CXX) for the emulation of the GPU"
 )
+MAX_GRID = (2**31 - 1, 65535, 65535)
+"""Blocks of a launch that a GPU takes."""
 _one_at_a_time = threading.Lock()
 OPTIONS = ("-std=c++20", "-O2", "-shared", "-fPIC", "-DAEGIS_EMULATION", "-w")
 
@@ -142,6 +144,7 @@ class EmulatedDevice:
         return 1 << 34
 
     def launch(self, kernel: str, log_n: int, grid: tuple[int, int, int], pointer: int) -> None:
+        assert all(g <= most for g, most in zip(grid, MAX_GRID, strict=True)), grid
         seed = int.from_bytes(os.urandom(8), "little")
         threads = sources.threads(kernel, log_n)
         function = getattr(library(log_n), f"launch_{kernel}")

@@ -1,10 +1,12 @@
 // CUDA's grid, threads, shared memory and barriers for a host compiler (C++20).
 //
 // A kernel with barriers is a coroutine that suspends at each: all threads of a block run to the
-// first barrier, one after another in an order that changes with every phase, then to the next. What
-// depends on the order of threads between two barriers, a race on a GPU, gives wrong results here.
-// Shared memory is filled with noise before every block.
+// first barrier, one after another in an order that changes with every phase, then to the next; past
+// barriers of warps, some warps run ahead of others. What depends on the order of threads between two
+// barriers, a race on a GPU, gives wrong results here. Shared memory is filled with noise before every
+// block.
 #pragma once
+#include <algorithm>
 #include <coroutine>
 #include <cstdint>
 #include <cstdlib>
@@ -29,9 +31,21 @@ struct Thread {
         std::suspend_always final_suspend() noexcept { return {}; }
         void return_void() {}
         void unhandled_exception() { std::terminate(); }
+        bool at_warp_barrier = false;
     };
     std::coroutine_handle<promise_type> handle;
 };
+
+template <bool OF_WARP> struct Barrier {
+    bool await_ready() noexcept { return false; }
+    void await_suspend(std::coroutine_handle<Thread::promise_type> thread) noexcept {
+        thread.promise().at_warp_barrier = OF_WARP;
+    }
+    void await_resume() noexcept {}
+};
+
+enum class Warp { ready, at_barrier, ended };
+constexpr unsigned WARP = 32;
 
 // Static shared arrays of a block are limited to 48 KiB.
 static std::vector<unsigned char> memory(48 << 10);
@@ -52,14 +66,13 @@ static void* shared(size_t size) {
     return out;
 }
 
-// Call f(thread) for every thread of the block once, in a new order. `threads` is any number.
-template <class F> static void in_some_order(unsigned threads, F f) {
-    unsigned start = random_word() % threads;
+// Call f(i) for every i below `count` once, in a new order.
+template <class F> static void in_some_order(unsigned count, F f) {
+    unsigned start = random_word() % count;
     bool backwards = random_word() & 1;
-    for (unsigned i = 0; i < threads; i++) {
-        unsigned t = (start + i) % threads;
-        threadIdx = {backwards ? threads - 1 - t : t, 0, 0};
-        f(threadIdx.x);
+    for (unsigned i = 0; i < count; i++) {
+        unsigned t = (start + i) % count;
+        f(backwards ? count - 1 - t : t);
     }
 }
 
@@ -82,8 +95,29 @@ template <class... A>
 static void launch(void (*kernel)(A...), void** arguments, const unsigned* grid, unsigned threads) {
     auto values = unpack<A...>(arguments, std::index_sequence_for<A...>{});
     for_blocks(grid, [&] {
-        in_some_order(threads, [&](unsigned) { std::apply(kernel, values); });
+        in_some_order(threads, [&](unsigned t) {
+            threadIdx = {t, 0, 0};
+            std::apply(kernel, values);
+        });
     });
+}
+
+// Run the threads of a warp up to their next barrier. Threads that miss one that others wait at would
+// hang a GPU.
+static Warp advance(std::vector<Thread>& block, unsigned warp, size_t& used) {
+    const unsigned first = warp * WARP, count = std::min<unsigned>(WARP, block.size() - first);
+    unsigned ended = 0, at_warp_barrier = 0;
+    in_some_order(count, [&](unsigned i) {
+        auto handle = block[first + i].handle;
+        threadIdx = {first + i, 0, 0};
+        taken = 0;  // shared arrays are declared before the first barrier
+        handle.resume();
+        used = std::max(used, taken);
+        if (handle.done()) ended++;
+        else if (handle.promise().at_warp_barrier) at_warp_barrier++;
+    });
+    if ((ended && ended != count) || (at_warp_barrier && at_warp_barrier != count)) std::abort();
+    return ended ? Warp::ended : at_warp_barrier ? Warp::ready : Warp::at_barrier;
 }
 
 template <class... A>
@@ -91,26 +125,25 @@ static void launch(Thread (*kernel)(A...), void** arguments, const unsigned* gri
                    unsigned threads) {
     auto values = unpack<A...>(arguments, std::index_sequence_for<A...>{});
     std::vector<Thread> block(threads);
-    size_t used = memory.size();  // by every block the same, known after the first
+    std::vector<Warp> warps((threads + WARP - 1) / WARP);
+    size_t used = 0, noise = memory.size();  // what blocks use is known after the first
     for_blocks(grid, [&] {
-        for (size_t i = 0; i + 8 <= used; i += 8)
+        for (size_t i = 0; i + 8 <= noise; i += 8)
             *reinterpret_cast<uint64_t*>(memory.data() + i) = random_word();
-        in_some_order(threads, [&](unsigned t) {
-            block[t] = std::apply(kernel, values);
-            taken = 0;
-            block[t].handle.resume();
-        });
-        used = taken;
+        for (auto& thread : block) thread = std::apply(kernel, values);
         for (bool running = true; running;) {
-            unsigned ended = 0;
-            in_some_order(threads, [&](unsigned t) {
-                if (block[t].handle.done()) ended++;
-                else block[t].handle.resume();
-            });
-            // Threads that miss a barrier that others wait at would hang a GPU.
-            if (ended != 0 && ended != threads) std::abort();
-            running = ended == 0;
+            std::fill(warps.begin(), warps.end(), Warp::ready);
+            for (bool some_ready = true; some_ready;) {
+                some_ready = false;
+                in_some_order(warps.size(), [&](unsigned w) {
+                    if (warps[w] == Warp::ready && random_word() & 1) warps[w] = advance(block, w, used);
+                    some_ready |= warps[w] == Warp::ready;
+                });
+            }
+            if (std::count(warps.begin(), warps.end(), warps[0]) != (long)warps.size()) std::abort();
+            running = warps[0] != Warp::ended;
         }
+        noise = used;
         for (auto& thread : block) thread.handle.destroy();
     });
 }
@@ -119,7 +152,8 @@ static void launch(Thread (*kernel)(A...), void** arguments, const unsigned* gri
 
 #define KERNEL(name, threads) static void name
 #define PHASED(name, threads) static emulation::Thread name
-#define BARRIER co_await std::suspend_always {}
+#define BARRIER co_await emulation::Barrier<false> {}
+#define WARP_BARRIER co_await emulation::Barrier<true> {}
 #define EXIT co_return
 #define INLINE inline
 #define DEVICE static INLINE

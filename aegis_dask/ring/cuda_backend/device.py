@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import cache, lru_cache
 from math import prod
@@ -16,6 +17,7 @@ from aegis_dask.ring.cuda_backend import sources
 from aegis_dask.ring.cuda_backend.residency import Residency
 
 OPTIONS = ("-std=c++17", "--extra-device-vectorization")
+OWN_STREAMS = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
 KEY_PARTS = 2
 """A half of the GPU's memory may hold evaluation keys, unless it is configured."""
 INSTALL = "pip install 'aegis-dask[cuda13]' (or cuda12, as 'nvidia-smi' says)"
@@ -93,6 +95,11 @@ class CupyDevice:
 
     def __init__(self) -> None:
         self.cupy = require_cupy()
+        if os.environ.get(OWN_STREAMS, "0") not in ("", "0"):
+            raise BackendError(
+                f"{OWN_STREAMS} is set: every thread would have a stream of its own, and a kernel "
+                "could read what another thread is still copying. Unset it"
+            )
         self._threads = threading.local()
         configured = config.device_keys()
         room = self.memory() // KEY_PARTS if configured is None else configured
@@ -164,6 +171,11 @@ class CupyDevice:
         0 where RMM's pool has the memory, whose size says nothing of what was needed.
         """
         return int(self.cupy.get_default_memory_pool().total_bytes())
+
+    def release(self) -> None:
+        """Give back what CuPy's pools keep unused: of the GPU, and what was pinned for copies."""
+        self.cupy.get_default_memory_pool().free_all_blocks()
+        self.cupy.get_default_pinned_memory_pool().free_all_blocks()
 
     def name(self) -> str:
         """Return what the maker calls the GPU."""

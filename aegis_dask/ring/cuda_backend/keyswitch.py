@@ -377,7 +377,6 @@ class KeySwitching(Core):
             ring: Any = self
             return switch_one_by_one(ring, x, digits, c, keys, down, addend)
         held = self._launcher.kept(down, "hoisted", lambda: self._dividing_hoisted(down))
-        polys = len(keys) * batch * 2
         # Products of limbs that leave are made alone; those of the others by the division.
         sums = self.empty((len(keys), batch, 2, held.kept.limbs, self.degree))
         prepared = self._prepared(x, c, keys)
@@ -394,7 +393,7 @@ class KeySwitching(Core):
         out = self.empty((len(keys), batch, 2, held.targets.limbs, self.degree))
         self._launch(
             "ntt_tails_divide_products",
-            self._tail_grid(polys, held.targets.limbs),
+            self._tail_grid(len(keys) * batch, held.targets.limbs),
             out,
             remainder,
             digits,
@@ -404,12 +403,11 @@ class KeySwitching(Core):
             raising.digit_of,
             count,
             limbs,
-            2,
             held.target_rows,
             held.target_factors,
             added,
             held.addend_factors,
-            batch * 2,
+            batch,
             *common,
         )
         del kept  # its memory is in use up to here

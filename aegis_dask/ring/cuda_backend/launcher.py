@@ -104,7 +104,8 @@ class Launcher:
             content = host.tobytes()
             found = self._integers.get(content)
             if found is None:
-                found = self._integers[content] = self.device.upload(host)
+                # The first stays if two threads upload: addresses of it may be kept already.
+                found = self._integers.setdefault(content, self.device.upload(host))
             if key is not None:
                 self._integers[key] = found
         return found
@@ -126,8 +127,8 @@ class Launcher:
         """Return what belongs to a constant of the library, made once and kept while it lives."""
         owned = self._owned.get(owner)
         if owned is None:
-            owned = self._owned[owner] = {}
+            owned = self._owned.setdefault(owner, {})
         found = owned.get(name)
         if found is None:
-            found = owned[name] = make()
+            found = owned.setdefault(name, make())
         return found

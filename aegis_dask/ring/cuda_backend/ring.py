@@ -162,7 +162,7 @@ class CudaRing(KeySwitching):
         pairs = -(-rows // PAIR) * -(-outs // PAIR)
         self._launch(
             "contract",
-            (self.degree // (THREADS * PAIR), pairs, len(limbs)),
+            (pairs, self.degree // (THREADS * PAIR), len(limbs)),
             out,
             left,
             *steps_x,
@@ -192,7 +192,7 @@ class CudaRing(KeySwitching):
             grid = (polys * (self.degree // (2 * THREADS)), -(-outs // THIN), len(limbs))
         else:
             kernel, columns = "gemm", self.degree // runs * polys
-            grid = (-(-columns // TILE), -(-outs // TILE), len(limbs) * runs)
+            grid = (-(-columns // TILE) * -(-outs // TILE) * runs, 1, len(limbs))
         self._launch(
             kernel,
             grid,

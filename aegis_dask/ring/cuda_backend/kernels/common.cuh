@@ -1,8 +1,9 @@
 // Words, per-prime constants and the macros that kernels are written with.
 //
 // A kernel is `KERNEL(name, threads)(arguments) { .. }`, or `PHASED(name, threads)` if its threads
-// meet at a `BARRIER`. The same text is compiled by NVRTC and, for tests without a GPU, by a host
-// compiler with `emulation.h`, which is why `__syncthreads` and `__shared__` are not written out.
+// meet at a `BARRIER`, or those of a warp at a `WARP_BARRIER`. The same text is compiled by NVRTC and,
+// for tests without a GPU, by a host compiler with `emulation.h`, which is why `__syncthreads` and
+// `__shared__` are not written out.
 #pragma once
 
 #ifndef LOG_N
@@ -19,6 +20,7 @@ typedef long long i64;
 #define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
 #define PHASED(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
 #define BARRIER __syncthreads()
+#define WARP_BARRIER __syncwarp()
 #define EXIT return
 #define INLINE __device__ __forceinline__
 #define DEVICE static INLINE

@@ -20,15 +20,17 @@
 //
 // x is [k, poly, limb, N] with stride `step` of its first axis; weights have four axes with the
 // strides sl, sr, so, sk; all in words. Columns of a run are its points in all polynomials.
-// Grid: (column tiles of a run, output tiles, limb * runs).
+// Grid: (column tiles of a run * output tiles * runs, 1, limbs): only its first axis may be long.
 PHASED(gemm, THREADS)
 (u32* out, const u32* x, i64 step, const u32* weights, i64 sl, i64 sr, i64 so, i64 sk, int outs,
  int inner, int runs, int polys, int add, int limbs, const int* primes, const Prime* table) {
-    SHARED(u32, left, DEPTH * LEFT);
-    SHARED(u32, right, DEPTH * TILE);
-    const int l = blockIdx.z / runs, run = blockIdx.z % runs;
-    const int length = N / runs, columns = length * polys;
-    const int first_column = blockIdx.x * TILE, first_out = blockIdx.y * TILE;
+    SHARED(uint4, lefts, DEPTH * LEFT / VECTOR);  // aligned for `load`
+    SHARED(uint4, rights, DEPTH * TILE / VECTOR);
+    u32 *left = (u32*)lefts, *right = (u32*)rights;
+    const int length = N / runs, columns = length * polys, l = blockIdx.z;
+    const int across = (columns + TILE - 1) / TILE, tiles = across * ((outs + TILE - 1) / TILE);
+    const int run = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+    const int first_column = tile % across * TILE, first_out = tile / across * TILE;
     const u32 tx = threadIdx.x % (TILE / EDGE), ty = threadIdx.x / (TILE / EDGE);
     const int column = first_column + threadIdx.x % TILE, own_k = threadIdx.x % DEPTH;
     const u32* from = x + ((size_t)(column / length) * limbs + l) * N + run * length + column % length;
@@ -127,13 +129,14 @@ KERNEL(gemm_thin, THREADS)
 #define PAIR 2  // rows, and outputs, and points of a thread of `contract`
 
 // out[r, o] = sum_k x[r, k] y[o, k]: from [r, k, 2] and [o, k, 2] to [r, o, 3], strides in words.
-// Grid: (N / THREADS / PAIR, row pairs * output pairs, limbs).
+// Grid: (row pairs * output pairs, N / THREADS / PAIR, limbs): blocks of the same points follow each
+// other, and find what they share in the cache.
 KERNEL(contract, THREADS)
 (u32* out, const u32* x, i64 sx_row, i64 sx, const u32* y, i64 sy_out, i64 sy, int rows, int outs,
  int terms, int limbs, const int* primes, const Prime* table) {
     const int l = blockIdx.z, pairs = (outs + PAIR - 1) / PAIR;
-    const int r0 = blockIdx.y / pairs * PAIR, o0 = blockIdx.y % pairs * PAIR;
-    const size_t point = (size_t)l * N + (blockIdx.x * THREADS + threadIdx.x) * PAIR;
+    const int r0 = blockIdx.x / pairs * PAIR, o0 = blockIdx.x % pairs * PAIR;
+    const size_t point = (size_t)l * N + (blockIdx.y * THREADS + threadIdx.x) * PAIR;
     const size_t step = (size_t)limbs * N;
     const Prime c = table[primes[l]];
     // What lies beyond the last row or output is computed and not stored.

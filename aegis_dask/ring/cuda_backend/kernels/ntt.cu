@@ -51,7 +51,8 @@ PHASED(intt_rows, ROW_THREADS)
 }
 
 // Of this thread: its lane of 16, the tail of 256 words that these 16 threads share, and their part
-// of shared memory.
+// of shared memory. They are of one warp, and a thread writes there only what it alone has read since
+// the last barrier: what it reads last of a tail, it writes first of the next.
 #define TAIL_OF_THREAD                                                                             \
     SHARED(u32, shared, TAIL_WORDS);                                                               \
     const u32 lane = threadIdx.x % 16, own = threadIdx.x / 16, tail = blockIdx.y * TAILS + own;    \
@@ -65,12 +66,11 @@ PHASED(intt_rows, ROW_THREADS)
         x[i] = shoup((source)[tail * TAIL + lane + 16 * i], twist, p);                             \
     forward_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p, p2);                      \
     UNROLL for (int i = 0; i < 16; i++) mine[17 * i + lane] = x[i];                                \
-    BARRIER;                                                                                       \
+    WARP_BARRIER;                                                                                  \
     UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * lane + i];                                \
     forward_from<4, 0>(x, lane_of(twiddles, prime, lane), p, p2);                                  \
-    BARRIER;                                                                                       \
     UNROLL for (int i = 0; i < 16; i++) mine[17 * lane + i] = x[i];                                \
-    BARRIER;                                                                                       \
+    WARP_BARRIER;                                                                                  \
     UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * i + lane];
 
 // Second launch of the forward transform, in place: canonical.
@@ -137,43 +137,54 @@ PHASED(ntt_tails_divide, TAIL_THREADS)
 }
 
 // The same, of products of digits with several keys that are made here: x of component h, limb k is
-// sum_d x_d[k] key_j,h[d, k] 2^-32, j = poly / group, as `inner_products` makes it. It is not written
-// and read again. `target_rows` are limbs of the digits.
+// sum_d x_d[k] key_j,h[d, k] 2^-32, as `inner_products` makes it. It is not written and read again.
+// A block has both components, so digits are read once. `target_rows` are limbs of the digits. Grid:
+// (keys * batch, N / 256 / TAILS, limbs).
 PHASED(ntt_tails_divide_products, TAIL_THREADS)
 (u32* out, const u32* remainder, const u32* digits, const u32* own_x, int own_step, const Key* keys,
- const int* digit_of, int count, int limbs, int components, const int* target_rows,
- const Factor* factors, Addend addend, const Factor* addend_factors, int group, Rows rows,
- Twiddles twiddles, const Prime* table) {
+ const int* digit_of, int count, int limbs, const int* target_rows, const Factor* factors,
+ Addend addend, const Factor* addend_factors, int batch, Rows rows, Twiddles twiddles,
+ const Prime* table) {
     const int prime = prime_of(rows);
     const Prime c = table[prime];
     const u32 p = c.q, p2 = c.q2;
-    const int limb = blockIdx.z, poly = blockIdx.x, b = poly % group / components;
-    const int target = max(target_rows[limb], 0), component = poly % components;
+    const int limb = blockIdx.z, b = blockIdx.x % batch, poly = 2 * blockIdx.x;
+    const int target = max(target_rows[limb], 0);
     const Factor f = factors[limb], g = addend_factors[limb];
-    const size_t row = row_of(rows) * N;
-    const Key key = keys[poly / group];
-    const u32* half = component ? key.a : key.b;
+    const size_t row = row_at(rows, poly) * N, other_row = row_at(rows, poly + 1) * N;
+    const Key key = keys[blockIdx.x / batch];
+    const u32 *key_b = key.b, *key_a = key.a;
     const int* key_rows = key.rows;
-    GLOBAL(half), GLOBAL(key_rows);
-    const u32* own_addend = addend_row(addend, poly, components, target);
+    GLOBAL(key_b), GLOBAL(key_a), GLOBAL(key_rows);
+    const u32* addend_b = addend_row(addend, poly, 2, target);
+    const u32* addend_a = addend_row(addend, poly + 1, 2, target);
     TAIL_OF_THREAD
+    SHARED(u32, first_half, 16 * TAIL_THREADS);
     const Factor twist = twist_of(twiddles, prime, tail, lane);
     FORWARD_TAIL(remainder + row)
-    u64 sum[16];
+    UNROLL for (int i = 0; i < 16; i++) first_half[i * TAIL_THREADS + threadIdx.x] = x[i];
+    FORWARD_TAIL(remainder + other_row)
+    u64 s0[16], s1[16];
     const u32 first = tail * TAIL + lane;
-    UNROLL for (int i = 0; i < 16; i++) sum[i] = 0;
+    UNROLL for (int i = 0; i < 16; i++) s0[i] = s1[i] = 0;
     for (int d = 0; d < count; d++) {
         const u32* digit = digit_of[target] == d
                                ? own_x + ((size_t)b * own_step + target) * N
                                : digits + (((size_t)b * count + d) * limbs + target) * N;
-        const u32* factor = half + (size_t)key_rows[d * limbs + target] * N;
-        UNROLL for (int i = 0; i < 16; i++)
-            sum[i] += product(digit[first + 16 * i], factor[first + 16 * i]);
+        const size_t at = (size_t)key_rows[d * limbs + target] * N;
+        UNROLL for (int i = 0; i < 16; i++) {
+            const u32 value = digit[first + 16 * i];
+            s0[i] += product(value, key_b[at + first + 16 * i]);
+            s1[i] += product(value, key_a[at + first + 16 * i]);
+        }
     }
     UNROLL for (int i = 0; i < 16; i++) {
         const u32 point = first + 16 * i;
-        out[row + (key.inverse == 1 ? point : source_of(point, key.inverse))] =
-            divided(reduce(sum[i], p, c.q_inv), x[i], f, own_addend, point, g, p, p2);
+        const u32 to = key.inverse == 1 ? point : source_of(point, key.inverse);
+        out[row + to] = divided(reduce(s0[i], p, c.q_inv), first_half[i * TAIL_THREADS + threadIdx.x],
+                                f, addend_b, point, g, p, p2);
+        out[other_row + to] =
+            divided(reduce(s1[i], p, c.q_inv), x[i], f, addend_a, point, g, p, p2);
     }
 }
 
@@ -198,7 +209,6 @@ PHASED(ntt_tails_inner, TAIL_THREADS)
         } else {
             FORWARD_TAIL(digits + (((size_t)b * count + d) * limbs + k) * N)
             UNROLL for (int i = 0; i < 16; i++) x[i] = canonical4(x[i], p);
-            BARRIER;
         }
         const size_t key = (size_t)key_rows[d * limbs + k] * N + tail * TAIL + lane;
         UNROLL for (int i = 0; i < 16; i++) {
@@ -216,12 +226,11 @@ PHASED(ntt_tails_inner, TAIL_THREADS)
 // From word `lane + 16 i` of the tail in x[i], [0, 2p), to the same words before the tail's stages.
 #define INVERSE_TAIL(destination)                                                                  \
     UNROLL for (int i = 0; i < 16; i++) mine[17 * i + lane] = x[i];                                \
-    BARRIER;                                                                                       \
+    WARP_BARRIER;                                                                                  \
     UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * lane + i];                                \
     inverse_from<4, 3>(x, lane_of(twiddles, prime, lane), p, p2);                                  \
-    BARRIER;                                                                                       \
     UNROLL for (int i = 0; i < 16; i++) mine[17 * lane + i] = x[i];                                \
-    BARRIER;                                                                                       \
+    WARP_BARRIER;                                                                                  \
     UNROLL for (int i = 0; i < 16; i++) x[i] = mine[17 * i + lane];                                \
     inverse_stages<4>(x, scalar_of(twiddles, prime), N / TAIL + tail, p, p2);                      \
     UNROLL for (int i = 0; i < 16; i++)                                                            \

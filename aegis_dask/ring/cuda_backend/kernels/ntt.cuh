@@ -123,8 +123,10 @@ struct Rows {
     int stride;
 };
 
-DEVICE size_t row_of(Rows r) {
-    return (size_t)(r.rows ? r.rows[blockIdx.z] : blockIdx.z) + (size_t)blockIdx.x * r.stride;
+DEVICE size_t row_at(Rows r, u32 poly) {
+    return (size_t)(r.rows ? r.rows[blockIdx.z] : blockIdx.z) + (size_t)poly * r.stride;
 }
+
+DEVICE size_t row_of(Rows r) { return row_at(r, blockIdx.x); }
 
 DEVICE int prime_of(Rows r) { return r.primes[blockIdx.z]; }
