@@ -61,6 +61,8 @@ def offers(
     as_json: o.Json = False,
 ) -> None:
     """List what a service computes."""
+    from rich.text import Text  # what others say is no markup
+
     from aegis_dask.placement.traffic import format_bytes
     from aegis_dask.terminal import Terminal, table_of
 
@@ -70,7 +72,7 @@ def offers(
     table = table_of("graph", "model", "tokens", "keys", "size of keys", "size of a request")
     for offer in found:
         table.add_row(
-            *(str(offer[name]) for name in ("graph", "model", "tokens", "keys")),
+            *(Text(str(offer[name])) for name in ("graph", "model", "tokens", "keys")),
             *(format_bytes(offer[name]) for name in ("keys_bytes", "request_bytes")),
         )
     terminal.show(table)
@@ -182,7 +184,7 @@ def run(
         with _watching(terminal) as watch:
             job = connected.submit(where["keys"], client.encrypt(prepared.x), len(prepared.x))
             ended = connected.wait(job.id, watch=watch)
-        values = connected.decrypted(client, ended)
+        values = connected.decrypted(client, ended, len(prepared.x))
     stats = precision_stats(prepared.expected, values)
     _show(terminal, values, output, job.id, stats)
 
@@ -216,6 +218,8 @@ def jobs(keys: Keys, token_file: TokenFile = None, as_json: o.Json = False) -> N
     """List your jobs at the service."""
     from dataclasses import asdict
 
+    from rich.text import Text
+
     from aegis_dask.terminal import Terminal, table_of
 
     terminal = Terminal(as_json)
@@ -224,7 +228,9 @@ def jobs(keys: Keys, token_file: TokenFile = None, as_json: o.Json = False) -> N
     table = table_of("job", "state", "position", "done", "tokens", "error")
     for job in found:
         position = "" if job.position is None else str(job.position)
-        table.add_row(job.id, job.state, position, f"{job.share:.0%}", str(job.length), job.error)
+        table.add_row(
+            job.id, job.state, position, f"{job.share:.0%}", str(job.length), Text(job.error)
+        )
     terminal.show(table)
     terminal.json({"jobs": [asdict(job) for job in found]})
 

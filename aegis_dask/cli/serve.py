@@ -85,10 +85,10 @@ def serve(
     ] = 24.0,
 ) -> None:
     """Server: keep a model, its plans and a cluster warm, and answer clients over HTTP."""
-    import uvicorn
-
+    from aegis_dask.runtime.certificates import check_private
     from aegis_dask.runtime.security import is_loopback
     from aegis_dask.service.http.app import Limits, make_app
+    from aegis_dask.service.http.listen import configure
     from aegis_dask.service.http.offers import Offers
     from aegis_dask.service.http.runner import Runner
     from aegis_dask.service.http.store import Store
@@ -107,6 +107,8 @@ def serve(
     for file in (certificate, key):
         if file is not None and not file.is_file():
             raise ServiceError(f"there is no file {file}")
+    if key is not None:
+        check_private(key)
     plan_for(machine)
     where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
     check_cluster(where)
@@ -136,17 +138,7 @@ def serve(
                 adapts=workers is None,
             )
             limits = Limits(most_jobs, key_sets, int(disk * GIB))
-            settings = uvicorn.Config(
-                make_app(runner, limits),
-                host=host,
-                port=port,
-                ssl_certfile=certificate,
-                ssl_keyfile=key,
-                log_level="warning",
-                server_header=False,
-                limit_concurrency=500,
-                timeout_graceful_shutdown=10,
-            )
+            settings = configure(make_app(runner, limits), host, port, certificate, key)
             server = _Server(settings, terminal, offers, again)
             runner.start()
             try:

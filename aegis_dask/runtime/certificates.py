@@ -200,11 +200,7 @@ def check_certificates(directory: Path, role: str) -> None:
                 f"{directory} lacks {file.name}, which {_people(role)} need; copy it from where "
                 "'aegis certs make' was run"
             )
-    if os.name == "posix" and _is_exposed(key):
-        raise SecurityError(
-            f"{key} can be read by others than its owner; 'chmod 600 {key}', and make new "
-            "certificates if others have had access"
-        )
+    check_private(key)
     for file in (ca, cert):
         read_certificate(file).check_date()
     authority = x509.load_pem_x509_certificate(ca.read_bytes())
@@ -220,6 +216,21 @@ def check_certificates(directory: Path, role: str) -> None:
         raise SecurityError(
             f"{key} is not the private key of {cert}; take all files from one directory"
         ) from None
+
+
+def check_private(key: Path) -> None:
+    """Refuse a private key that others can read.
+
+    Raises
+    ------
+    SecurityError
+        If they can. On Windows permissions are not checked.
+    """
+    if os.name == "posix" and _is_exposed(key):
+        raise SecurityError(
+            f"{key} can be read by others than its owner; 'chmod 600 {key}', and make new "
+            "certificates if others have had access"
+        )
 
 
 def _is_exposed(key: Path) -> bool:

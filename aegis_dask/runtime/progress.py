@@ -54,12 +54,12 @@ def progress_bar(description: str = "running", console: Any = None) -> Iterator[
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0%}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[stage]}"),
+        TextColumn("{task.fields[stage]}", style="dim", markup=False),  # others may name it
     )
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(description, total=1.0, stage="")

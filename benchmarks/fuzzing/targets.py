@@ -33,6 +33,8 @@ from aegis_dask.placement.plan import make_plan
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.service.description import read_description
 from aegis_dask.service.files import read_json
+from aegis_dask.service.http.answers import JOB as STATUS_FIELDS
+from aegis_dask.service.http.answers import read_answer, read_list
 from aegis_dask.service.job import read_job
 from aegis_dask.service.messages import DATA, MESSAGE, Message
 from benchmarks.fuzzing import Target
@@ -157,6 +159,12 @@ def _files(e: Examples, folder: Path) -> list[Target]:
     ]
 
 
+_JOB_STATUS = {
+    **{"id": "0123456789abcdef", "state": "done", "position": None, "share": 1.0, "stage": "x"},
+    **{"length": 5, "error": "", "created": 1.5, "started": 2, "finished": None, "changes": 0},
+}
+
+
 def _json(e: Examples, folder: Path) -> list[Target]:
     job = e.job
     description = as_json(job.to_dict())
@@ -192,6 +200,9 @@ def _json(e: Examples, folder: Path) -> list[Target]:
         (raised / INDEX).write_bytes(data)
         return open_expanded_bootstrapping(raised, e.bootstrapping, verify=True)
 
+    def parse_answer(data: bytes) -> object:
+        return read_list("a job", read_answer(data), STATUS_FIELDS)
+
     machines = tuple(as_json(m.to_dict()) for m in MACHINES.values())
 
     def plan_for(workers: int) -> bytes:
@@ -223,6 +234,7 @@ def _json(e: Examples, folder: Path) -> list[Target]:
             "json",
         ),
         Target("machine", machines, from_file(lambda p: load_machine(str(p))), "json"),
+        Target("service-answer", (as_json([_JOB_STATUS]),), parse_answer, "json"),
         # Half a microsecond for every byte, and they may be four millions.
         Target("plan", plans, from_file(read_plan), "json", share=0.3, seconds=10),
         Target("key-index", (indices[0],), parse_index, "json", share=0.5),

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,15 +27,14 @@ from aegis_dask.ring.memory import release
 from aegis_dask.service.http.metrics import registry_of
 from aegis_dask.service.http.offers import Offer
 from aegis_dask.service.http.runner import Runner
-from aegis_dask.service.http.store import ENDED, Incoming, JobRecord, KeySet, Store, Upload
+from aegis_dask.service.http.store import ENDED, JobRecord, KeySet, Store, Upload
+from aegis_dask.service.http.uploads import Uploads
 from aegis_dask.service.messages import most_bytes, most_keys_bytes
 
 logger = logging.getLogger(__name__)
 
 READS = 2
 """Files that are checked at a time: each is in memory as a whole."""
-CHUNK_SECONDS = 60.0
-"""How long the next bytes of a body may take to arrive."""
 LONGEST_WAIT = 60.0
 POLL_SECONDS = 0.1
 IDENTIFIER = Query(pattern=r"^[0-9a-f]{16}$", description="Identifier, 16 hexadecimal digits")
@@ -157,7 +154,7 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         redoc_url=None,
     )
     store, offers = runner.store, runner.offers
-    reading = threading.BoundedSemaphore(READS)
+    uploads, reading = Uploads(store, limits.disk_bytes), asyncio.Semaphore(READS)
     app.state.store = store
     registry = registry_of(runner)
 
@@ -172,43 +169,10 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
             {"detail": f"the service cannot write its disk ({error.strerror}); try later"}, 507
         )
 
-    async def receive(request: Request, file: Incoming, limit: int) -> Upload:
-        """Write a body of at most `limit` bytes."""
-        too_large = HTTPException(
-            413, f"at most {limit} bytes are taken here", {"Connection": "close"}
-        )
-        with suppress(ValueError):
-            if int(request.headers.get("content-length", "0")) > limit:
-                raise too_large
-        if await run_in_threadpool(lambda: store.size) + limit > limits.disk_bytes:
-            raise HTTPException(
-                507, "the service's disk quota is used up; try later", {"Connection": "close"}
-            )
-        chunks = request.stream().__aiter__()
-        while True:
-            try:
-                chunk = await asyncio.wait_for(anext(chunks), CHUNK_SECONDS)
-            except StopAsyncIteration:
-                break
-            except TimeoutError:
-                raise HTTPException(
-                    408, f"nothing has arrived for {CHUNK_SECONDS:.0f} s", {"Connection": "close"}
-                ) from None
-            if file.bytes + len(chunk) > limit:
-                raise too_large
-            file.write(chunk)
-        return await run_in_threadpool(file.finish)
-
-    def check(read: Callable[[Path], Any], upload: Upload) -> None:
+    async def check(read: Callable[[Path], Any], upload: Upload) -> None:
         """Read a file as it will be read later, to refuse it now."""
-        with reading:
-            try:
-                read(upload.path)
-            except AegisError as error:  # where the file lies here is the operator's business
-                message = str(error).replace(str(upload.path), "the body")
-                raise SerializationError(message) from None
-            finally:
-                release()
+        async with reading:  # here, not in the thread: those are for everybody, and few
+            await run_in_threadpool(_check, read, upload)
 
     def find_keys(client: str, identifier: str) -> KeySet:
         return _there(store.find_keys(client, identifier), "keys", identifier)
@@ -268,16 +232,14 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
     async def add_keys(request: Request, client: Caller, offer: str) -> KeysModel:
         """Register evaluation keys for an offer; the body is their file."""
         chosen = offers[offer]
-        with store.incoming() as file:
-            upload = await receive(request, file, most_keys_bytes(chosen.job))
-            known = await run_in_threadpool(store.keys, client)
-            if len([k for k in known if k.sha256 != upload.sha256]) >= limits.key_sets:
-                raise ServiceError(
-                    f"{limits.key_sets} sets of keys are registered for {client}, and that is the "
-                    "most; remove one"
-                )
-            await run_in_threadpool(check, chosen.read_keys, upload)
-            return _keys_model(await run_in_threadpool(store.add_keys, client, offer, upload))
+        async with uploads.receive(request, client, most_keys_bytes(chosen.job)) as upload:
+            keys = await run_in_threadpool(store.known_keys, client, offer, upload.sha256)
+            if keys is None:
+                most = limits.key_sets
+                await run_in_threadpool(store.check_key_sets, client, most)  # it is the cheaper
+                await check(chosen.read_keys, upload)
+                keys = await run_in_threadpool(store.add_keys, client, offer, upload, most)
+            return _keys_model(keys)
 
     @app.get("/v1/keys")
     async def list_keys(client: Caller) -> list[KeysModel]:
@@ -307,10 +269,12 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         offer = offers[found.offer]
         if length > offer.job.packing.tokens:
             raise HTTPException(422, f"the length must be 1 to {offer.job.packing.tokens}")
-        with store.incoming() as file:
-            upload = await receive(request, file, most_bytes(offer.job))
-            await run_in_threadpool(check, offer.read_request, upload)
-            job = await run_in_threadpool(store.add_job, found, length, upload, limits.jobs)
+        async with uploads.receive(request, client, most_bytes(offer.job)) as upload:
+            job = await run_in_threadpool(store.known_job, found, length, upload.sha256)
+            if job is None:
+                await run_in_threadpool(store.check_jobs, client, limits.jobs)
+                await check(offer.read_request, upload)
+                job = await run_in_threadpool(store.add_job, found, length, upload, limits.jobs)
         runner.wake()
         return await run_in_threadpool(job_model, job)
 
@@ -354,6 +318,16 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
             await run_in_threadpool(store.remove_job, job.id)
 
     return app
+
+
+def _check(read: Callable[[Path], Any], upload: Upload) -> None:
+    try:
+        read(upload.path)
+    except AegisError as error:  # where the file lies here is the operator's business
+        message = str(error).replace(str(upload.path), "the body")
+        raise SerializationError(message) from None
+    finally:
+        release()
 
 
 def _keys_model(keys: KeySet) -> KeysModel:

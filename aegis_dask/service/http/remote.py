@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shorten
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,9 +24,21 @@ from aegis_dask.errors import SerializationError, ServiceError
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.security import is_loopback
 from aegis_dask.service.client import Client
+from aegis_dask.service.files import MAX_JSON
+from aegis_dask.service.http.answers import (
+    JOB,
+    KEYS,
+    MAX_ERROR,
+    OFFER,
+    plain,
+    read_answer,
+    read_fields,
+    read_list,
+    read_refusal,
+)
 from aegis_dask.service.http.store import ENDED
 from aegis_dask.service.job import Job
-from aegis_dask.service.messages import check_batch
+from aegis_dask.service.messages import check_batch, most_bytes
 
 TOKEN = "AEGIS_TOKEN"
 """Environment variable with the token."""
@@ -129,9 +142,13 @@ class RemoteService:
             raise ServiceError(f"the certificate {ca} cannot be used: {e}") from None
         self._http = httpx2.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
+            # What is compressed may be a thousand times as large as it seems.
+            headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
             timeout=timeout,
             verify=verify,
+            # A proxy that the environment names would get the token in the clear; with TLS it is
+            # only asked for a tunnel.
+            trust_env=parts.scheme == "https",
         )
 
     def __enter__(self) -> RemoteService:
@@ -153,15 +170,18 @@ class RemoteService:
 
     def offers(self) -> list[dict[str, Any]]:
         """Return what the service computes: graph, model, tokens, sizes, fingerprint."""
-        return list(self._ask("GET", "/v1/offers"))
+        return read_list("an offer", self._ask("GET", "/v1/offers"), OFFER)
 
     def describe(self, fingerprint: str) -> dict[str, Any]:
         """Return the description of a job, for `service.job.read_job`."""
-        return dict(self._ask("GET", f"/v1/offers/{fingerprint}"))
+        found = self._ask("GET", f"/v1/offers/{fingerprint}")
+        if not isinstance(found, dict):
+            raise SerializationError(f"the service's answer is {shorten(found)}, not a job")
+        return found
 
     def key_sets(self) -> list[dict[str, Any]]:
         """Return the evaluation keys that you have registered."""
-        return list(self._ask("GET", "/v1/keys"))
+        return read_list("keys", self._ask("GET", "/v1/keys"), KEYS)
 
     def remove_keys(self, identifier: str) -> None:
         """Delete evaluation keys at the service."""
@@ -169,7 +189,7 @@ class RemoteService:
 
     def jobs(self) -> list[Status]:
         """Return your jobs, the oldest first."""
-        return [_status(data) for data in self._ask("GET", "/v1/jobs")]
+        return [Status(**job) for job in read_list("a job", self._ask("GET", "/v1/jobs"), JOB)]
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -197,7 +217,7 @@ class RemoteService:
             content=lambda: _chunks(keys),
             headers={"Content-Length": str(size)},
         )
-        return str(answer["id"])
+        return str(read_fields("keys", answer, KEYS)["id"])
 
     def submit(self, keys: str, x: CipherArray, length: int) -> Status:
         """Send an encrypted input; return the job, which the service will not forget.
@@ -274,14 +294,22 @@ class RemoteService:
         SerializationError
             If it is damaged or not of this job.
         """
-        with self._trouble():
-            response = self._retried("GET", f"/v1/jobs/{identifier}/result")
-        batch = loads(bytearray(response.content), job.params, expect=Ciphertext)
+        data = self._retried("GET", f"/v1/jobs/{identifier}/result", most_bytes(job))
+        batch = loads(data, job.params, expect=Ciphertext)
         check_batch(batch, job.layout.shape, None, "the result")
         return CipherArray(batch, job.layout.shape)
 
-    def decrypted(self, client: Client, ended: Status) -> Float:
+    def decrypted(self, client: Client, ended: Status, length: int | None = None) -> Float:
         """Fetch the result of a job that has ended, and decrypt it.
+
+        Parameters
+        ----------
+        client
+            Has the secret key.
+        ended
+            The job.
+        length
+            Tokens of the text, where they are known; by default as many as the service says.
 
         Raises
         ------
@@ -290,7 +318,7 @@ class RemoteService:
         """
         if ended.state != "done":
             raise ServiceError(f"job {ended.id} has {ended.state}: {ended.error or 'by request'}")
-        return client.decrypt(self.result(ended.id, client.job), ended.length)
+        return client.decrypt(self.result(ended.id, client.job), length or ended.length)
 
     def cancel(self, identifier: str) -> None:
         """Cancel a job, or forget one that has ended, with its result."""
@@ -324,48 +352,68 @@ class RemoteService:
             If the job fails, or has not ended in time.
         """
         job = self.submit(keys, client.encrypt(x), len(x))
-        return self.decrypted(client, self.wait(job.id, timeout=timeout, watch=watch))
+        return self.decrypted(client, self.wait(job.id, timeout=timeout, watch=watch), len(x))
 
     # -- HTTP --------------------------------------------------------------------------------
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        with self._trouble():
-            response = self._retried(method, path, **options)
+        data = self._retried(method, path, MAX_JSON, **options)
         try:
-            return response.json() if response.content else None
-        except ValueError:
-            raise ServiceError(
-                f"what answers at {self.url} is no service of this library; check the address"
-            ) from None
+            return read_answer(data) if data else None
+        except SerializationError as e:
+            raise self._foreign(str(e)) from None
 
-    def _retried(self, method: str, path: str, **options: Any) -> httpx2.Response:
+    def _retried(self, method: str, path: str, most: int, **options: Any) -> bytearray:
         """Ask again while there is no connection: every request may be repeated."""
         content = options.pop("content", None)
-        for attempt in range(RETRIES):
-            body = None if content is None else content()
-            try:
-                response = self._http.request(method, path, content=body, **options)
-                break
-            except (httpx2.ConnectError, httpx2.RemoteProtocolError, httpx2.ReadError) as e:
-                if (
-                    attempt == RETRIES - 1
-                    or isinstance(e.__cause__, ssl.SSLError)
-                    or "CERT" in str(e)
-                ):
-                    raise
-                time.sleep(min(5.0, 0.5 * 2**attempt))
-        if response.is_error:
-            raise ServiceError(f"the service at {self.url} refuses: {_detail(response)}")
-        return response
+        attempt = 0
+        with self._trouble():
+            while True:
+                body = None if content is None else content()
+                try:
+                    return self._once(method, path, most, content=body, **options)
+                except (httpx2.ConnectError, httpx2.RemoteProtocolError, httpx2.ReadError) as e:
+                    attempt += 1
+                    if (
+                        attempt == RETRIES
+                        or isinstance(e.__cause__, ssl.SSLError)
+                        or "CERT" in str(e)
+                    ):
+                        raise
+                    time.sleep(min(5.0, 0.25 * 2**attempt))
+
+    def _once(self, method: str, path: str, most: int, **options: Any) -> bytearray:
+        """Return an answer of at most `most` bytes."""
+        with self._http.stream(method, path, **options) as response:
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding.lower() != "identity":
+                raise self._foreign(f"its answer has the encoding {shorten(encoding)}")
+            if response.is_error:
+                body = _body(response, MAX_ERROR)
+                why = None if body is None else read_refusal(body)
+                why = why or f"status {response.status_code}"
+                raise ServiceError(f"the service at {self.url} refuses: {why}")
+            if not response.is_success:
+                raise self._foreign(f"its answer has status {response.status_code}")
+            data = _body(response, most)
+        if data is None:
+            raise self._foreign(f"its answer has more than {most} bytes")
+        return data
+
+    def _foreign(self, why: str) -> ServiceError:
+        return ServiceError(
+            f"what answers at {self.url} is no service of this library: {why}; check the address"
+        )
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:
         try:
             yield
         except httpx2.TransportError as e:
+            why = plain(str(e)) or type(e).__name__
             raise ServiceError(
-                f"the service at {self.url} cannot be reached: {e or type(e).__name__}; check "
-                "address, certificate and network"
+                f"the service at {self.url} cannot be reached: {why}; check address, certificate "
+                "and network"
             ) from e
 
 
@@ -375,18 +423,15 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _detail(response: httpx2.Response) -> str:
-    try:
-        detail = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        return f"status {response.status_code}"
-    if isinstance(detail, list):  # of the framework's own checks
-        detail = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in detail)
-    return str(detail)
+def _body(response: httpx2.Response, most: int) -> bytearray | None:
+    """Return the body of an answer as it comes, or None if it has more than `most` bytes."""
+    data = bytearray()
+    for chunk in response.iter_raw():
+        if len(data) + len(chunk) > most:
+            return None
+        data += chunk
+    return data
 
 
 def _status(data: Any) -> Status:
-    try:
-        return Status(**{name: data[name] for name in Status.__dataclass_fields__})
-    except (KeyError, TypeError):
-        raise SerializationError("the service's answer does not describe a job") from None
+    return Status(**read_fields("a job", data, JOB))

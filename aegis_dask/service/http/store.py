@@ -246,11 +246,12 @@ class Store:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        total = 0
-        for path in self.directory.rglob("*"):
-            with suppress(OSError):  # one that has just gone
-                total += path.stat().st_size if path.is_file() else 0
-        return total
+        return _size_of(self.directory)
+
+    @property
+    def settled_size(self) -> int:
+        """Bytes of all files but those that are arriving."""
+        return _size_of(self.directory, without="incoming")
 
     def _sweep(self) -> None:
         """Delete files that nothing in the database names."""
@@ -283,15 +284,37 @@ class Store:
 
     # -- keys --------------------------------------------------------------------------------
 
-    def add_keys(self, client: str, offer: str, upload: Upload) -> KeySet:
-        """Take in evaluation keys; the same ones a second time are the first ones."""
-        with self._lock:
-            known = self._rows(
-                "SELECT * FROM keys WHERE client = ? AND offer = ? AND sha256 = ?",
-                *(client, offer, upload.sha256),
+    def known_keys(self, client: str, offer: str, sha256: str) -> KeySet | None:
+        """Return keys that a client has registered already."""
+        query = "SELECT * FROM keys WHERE client = ? AND offer = ? AND sha256 = ?"
+        return next((KeySet(*row) for row in self._rows(query, client, offer, sha256)), None)
+
+    def check_key_sets(self, client: str, most: int) -> None:
+        """Refuse more keys.
+
+        Raises
+        ------
+        ServiceError
+            If the client has `most` sets of keys.
+        """
+        if len(self.keys(client)) >= most:
+            raise ServiceError(
+                f"{most} sets of keys are registered for {client}, and that is the most; remove one"
             )
-            if known:
-                return KeySet(*known[0])
+
+    def add_keys(self, client: str, offer: str, upload: Upload, most: int) -> KeySet:
+        """Take in evaluation keys; the same ones a second time are the first ones.
+
+        Raises
+        ------
+        ServiceError
+            If the client has `most` sets of keys.
+        """
+        with self._lock:
+            known = self.known_keys(client, offer, upload.sha256)
+            if known is not None:
+                return known
+            self.check_key_sets(client, most)
             new = KeySet(
                 secrets.token_hex(8), client, offer, upload.sha256, upload.bytes, time.time()
             )
@@ -331,6 +354,30 @@ class Store:
 
     # -- jobs --------------------------------------------------------------------------------
 
+    def known_job(self, keys: KeySet, length: int, sha256: str) -> JobRecord | None:
+        """Return the job that a request has made already, unless that has failed."""
+        query = (
+            "SELECT * FROM jobs WHERE client = ? AND keys = ? AND length = ? AND sha256 = ? "
+            "AND state IN ('queued', 'running', 'done')"
+        )
+        rows = self._rows(query, keys.client, keys.id, length, sha256)
+        return next((JobRecord(*row) for row in rows), None)
+
+    def check_jobs(self, client: str, most: int) -> None:
+        """Refuse more jobs.
+
+        Raises
+        ------
+        ServiceError
+            If the client has `most` jobs that have not ended.
+        """
+        query = "SELECT id FROM jobs WHERE client = ? AND state IN ('queued', 'running')"
+        if len(self._rows(query, client)) >= most:
+            raise ServiceError(
+                f"{most} jobs of {client} have not ended yet, and that is the most; wait for one, "
+                "or cancel one"
+            )
+
     def add_job(self, keys: KeySet, length: int, upload: Upload, most: int) -> JobRecord:
         """Accept a job; the same request a second time is the first one, unless that has failed.
 
@@ -340,19 +387,10 @@ class Store:
             If the client has `most` jobs that have not ended.
         """
         with self._lock:
-            known = self._rows(
-                "SELECT * FROM jobs WHERE client = ? AND keys = ? AND length = ? AND sha256 = ? "
-                "AND state IN ('queued', 'running', 'done')",
-                *(keys.client, keys.id, length, upload.sha256),
-            )
-            if known:
-                return JobRecord(*known[0])
-            query = "SELECT id FROM jobs WHERE client = ? AND state IN ('queued', 'running')"
-            if len(self._rows(query, keys.client)) >= most:
-                raise ServiceError(
-                    f"{most} jobs of {keys.client} have not ended yet, and that is the most; wait "
-                    "for one, or cancel one"
-                )
+            known = self.known_job(keys, length, upload.sha256)
+            if known is not None:
+                return known
+            self.check_jobs(keys.client, most)
             job = JobRecord(
                 secrets.token_hex(8),
                 *(keys.client, keys.id, keys.offer, length, upload.sha256, upload.bytes),
@@ -493,6 +531,17 @@ def _only(directory: Path) -> sqlite3.Connection:
 def _hash(token: str) -> bytes:
     # Tokens are 256 random bits: nothing is gained by a slow hash.
     return hashlib.sha256(token.encode()).digest()
+
+
+def _size_of(directory: Path, without: str = "") -> int:
+    """Return the bytes of all files in a directory, perhaps without one of its folders."""
+    total = 0
+    for folder, folders, files in os.walk(directory):
+        folders[:] = [name for name in folders if name != without or Path(folder) != directory]
+        for name in files:
+            with suppress(OSError):  # one that has just gone
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
 
 
 def _delete(path: Path) -> None:

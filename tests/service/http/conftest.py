@@ -21,6 +21,7 @@ from aegis_dask.models.text import Tokenizer, embed
 from aegis_dask.runtime.executor import Executor
 from aegis_dask.service.client import KEYS, Client
 from aegis_dask.service.http.app import Limits, make_app
+from aegis_dask.service.http.listen import configure
 from aegis_dask.service.http.offers import Offers
 from aegis_dask.service.http.remote import RemoteService
 from aegis_dask.service.http.runner import Runner
@@ -63,16 +64,11 @@ def serving(
     store = Store(directory, serves=True)
     store.recover()
     runner = Runner(store, Offers([job]), executor, **options)
-    tls: dict[str, Any] = {}
+    tls: tuple[Path, ...] = ()
     if certificates is not None:
-        tls = {
-            "ssl_certfile": certificates / "cluster.pem",
-            "ssl_keyfile": certificates / "cluster.key",
-        }
-    config = uvicorn.Config(
-        make_app(runner, limits or Limits()), host="127.0.0.1", port=0, log_level="warning", **tls
-    )
-    server = uvicorn.Server(config)
+        tls = certificates / "cluster.pem", certificates / "cluster.key"
+    app = make_app(runner, limits or Limits())
+    server = uvicorn.Server(configure(app, "127.0.0.1", 0, *tls))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started and thread.is_alive():
@@ -135,3 +131,16 @@ def people(
         name: make_person(model, offered, tmp_path_factory.mktemp(name))
         for name in ("alice", "bob")
     }
+
+
+@pytest.fixture
+def idle(offered: Job, executor: Executor, tmp_path: Path) -> Iterator[Served]:
+    """A service that accepts jobs and runs none."""
+    limits = Limits(jobs=2, key_sets=1)
+    with serving(tmp_path / "s", offered, executor, limits=limits, starts=False) as served:
+        yield served
+
+
+def registered(served: Served, name: str, person: Person) -> tuple[RemoteService, str]:
+    remote = served.remote(name)
+    return remote, remote.register(person.client.job, person.keys_file)

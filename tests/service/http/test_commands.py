@@ -111,6 +111,15 @@ def test_what_cannot_be_served_is_refused_at_once(checkpoint: Path, tmp_path: Pa
     assert "--certificate and --key belong together" in message
     both = ("--certificate", tmp_path / "c.pem", "--key", tmp_path / "k.pem")
     assert "there is no file" in serve_refused(checkpoint, tmp_path, *both)
+    (tmp_path / "c.pem").touch()
+    key = tmp_path / "k.pem"
+    key.touch()
+    for mode in (0o640, 0o604, 0o620):
+        key.chmod(mode)
+        message = serve_refused(checkpoint, tmp_path, *both)
+        assert f"{key} can be read by others than its owner; 'chmod 600 {key}'" in message
+    key.chmod(0o600)
+    assert "--length is 64" in serve_refused(checkpoint, tmp_path, *both, "--length", "64")
     assert "--length is 64" in serve_refused(checkpoint, tmp_path, "--length", "64")
 
 

@@ -21,13 +21,13 @@ from aegis_dask.ckks.serialization import dumps
 from aegis_dask.errors import ServiceError
 from aegis_dask.runtime.certificates import make_certificates
 from aegis_dask.runtime.executor import Executor
-from aegis_dask.service.http import app as app_module
 from aegis_dask.service.http import runner as runner_module
 from aegis_dask.service.http.app import Limits
 from aegis_dask.service.http.remote import RemoteService
+from aegis_dask.service.http.store import Incoming
 from aegis_dask.service.job import Job
 from tests.service.conftest import TOLERANCE
-from tests.service.http.conftest import Person, Served, serving
+from tests.service.http.conftest import Person, Served, registered, serving
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,6 @@ def served(
 ) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("state") / "s", offered, executor) as served:
         yield served
-
-
-@pytest.fixture
-def idle(offered: Job, executor: Executor, tmp_path: Path) -> Iterator[Served]:
-    """A service that accepts jobs and runs none."""
-    limits = Limits(jobs=2, key_sets=1)
-    with serving(tmp_path / "s", offered, executor, limits=limits, starts=False) as served:
-        yield served
-
-
-def registered(served: Served, name: str, person: Person) -> tuple[RemoteService, str]:
-    remote = served.remote(name)
-    return remote, remote.register(person.client.job, person.keys_file)
 
 
 def test_clients_with_keys_of_their_own_are_served_at_once(
@@ -213,7 +200,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(app_module.Incoming, "write", full)
+        patch.setattr(Incoming, "write", full)
         with pytest.raises(ServiceError, match="cannot write its disk"):
             remote.submit(keys, person.client.encrypt(person.x), 5)
     assert not list((idle.store.directory / "incoming").iterdir())

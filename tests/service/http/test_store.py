@@ -11,10 +11,10 @@ from aegis_dask.errors import ServiceError
 from aegis_dask.service.http.store import ATTEMPTS, JobRecord, KeySet, Store
 
 
-def keys_of(store: Store, client: str, content: bytes = b"keys") -> KeySet:
+def keys_of(store: Store, client: str, content: bytes = b"keys", most: int = 9) -> KeySet:
     with store.incoming() as file:
         file.write(content)
-        return store.add_keys(client, "offer", file.finish())
+        return store.add_keys(client, "offer", file.finish(), most)
 
 
 def job_of(store: Store, keys: KeySet, content: bytes = b"request", most: int = 9) -> JobRecord:
@@ -104,6 +104,29 @@ def test_quotas_of_jobs_are_kept(tmp_path: Path) -> None:
     assert not list((tmp_path / "incoming").iterdir())
     with pytest.raises(ServiceError, match="has not ended uses these keys"):
         store.remove_keys(keys.id)
+
+
+def test_quotas_of_keys_are_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = keys_of(store, "alice", b"1", 1)
+    with pytest.raises(ServiceError, match="1 sets of keys are registered for alice"):
+        keys_of(store, "alice", b"2", 1)
+    assert keys_of(store, "alice", b"1", 1) == keys
+    assert keys_of(store, "bob", b"2", 1).client == "bob"
+    assert len(list((tmp_path / "keys").iterdir())) == 2
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+def test_what_arrives_is_told_from_what_is_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    before = store.size
+    assert store.settled_size == before
+    with store.incoming() as file:
+        file.write(b"12345")
+        upload = file.finish()
+        assert (store.size, store.settled_size) == (before + 5, before)
+        assert store.add_keys("alice", "offer", upload, 1).bytes == 5
+    assert store.size == store.settled_size >= before + 5
 
 
 def test_tokens_are_not_kept_and_work_once_given(tmp_path: Path) -> None:
