@@ -30,5 +30,7 @@ def prepare(model, x):
 def reference(model, x):
     """Compute the same in float64."""
     layer = model.layers[0]
-    inner = plain.gelu(plain.linear(x, layer.up))
+    inner = plain.gelu(plain.linear(x, layer.gate or layer.up))
+    if layer.gate is not None:
+        inner = inner * plain.linear(x, layer.up)
     return plain.layer_norm(x + plain.linear(inner, layer.down), layer.norm2)

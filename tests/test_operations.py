@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import socket
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import yaml
 
 from aegis_dask.runtime import launch, standing
 from aegis_dask.runtime.certificates import make_certificates
+from aegis_dask.runtime.security import check_handshake, load_security
 from tests.pages import read_page, run_script
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +98,19 @@ def test_the_job_script_of_slurm(
         "--dashboard-address 127.0.0.1:0",
     ):
         assert part in command, command
+
+
+def test_the_address_that_slurm_prints_is_one_of_the_certificate(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    certs, host = tmp_path / "certs", socket.gethostname()
+    make_certificates(certs, [host])
+    slurm = runpy.run_path(str(DEPLOY / "slurm.py"))
+    options = slurm["parse"](["--certs", str(certs), "--partition", "compute"])
+    assert options.listen == host
+    with slurm["make_cluster"](options) as cluster:
+        address = slurm["address_of"](cluster, options.listen)
+        assert address.startswith(f"tls://{host}:")
+        check_handshake(address, load_security(certs), 10.0)
 
 
 def manifest() -> list[dict[str, Any]]:

@@ -153,8 +153,9 @@ def self_attention(
     if packing.multiplicity.max() > MIN_TOKENS:
         raise ProgramError(
             f"{packing.length} tokens are repeated {packing.multiplicity.max()} times in "
-            f"{packing.tokens} positions, at most {MIN_TOKENS} times is supported; use "
-            "Packing.for_length"
+            f"{packing.tokens} positions, at most {MIN_TOKENS} times is supported: texts of at "
+            f"least {-(-packing.tokens // MIN_TOKENS)} tokens; take a longer text, or keys and a "
+            "packing for fewer positions"
         )
     steps = split_tokens(packing, layer.heads)
     exponential, inverse = fits.exponential, fits.inverse

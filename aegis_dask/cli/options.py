@@ -86,6 +86,18 @@ Workers: TypeAlias = Annotated[
 ]
 
 
+CONNECT_SECONDS = 10.0
+Timeout: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.1,
+        help="How long to wait for a scheduler, and for its workers, such as jobs that are queued.",
+        metavar="SECONDS",
+    ),
+]
+
+
 class ClusterKind(StrEnum):
     """What is started on this machine."""
 

@@ -19,8 +19,11 @@ from aegis_dask.errors import InsecureParametersError, ServiceError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from aegis_dask.models.checkpoint import BertModel
+    from aegis_dask.models.graphs import Graph
     from aegis_dask.service.client import Client
     from aegis_dask.service.http.remote import RemoteService, Status
+    from aegis_dask.service.job import Job
     from aegis_dask.terminal import Terminal
 
 WHERE = "service.json"
@@ -84,7 +87,12 @@ def offers(
 def register(
     graph: o.GraphName,
     service: Service,
-    out: Annotated[Path, typer.Option(help="New folder for the secret key.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="New folder for the secret key, or that of a registration to go on with."
+        ),
+    ],
     model: o.Model = None,
     sha256: o.Sha256 = None,
     insecure: Annotated[
@@ -100,14 +108,16 @@ def register(
 ) -> None:
     """Make keys for what a service offers, and send it the evaluation keys."""
     from aegis_dask.models.graphs import load_graph
-    from aegis_dask.service.client import KEYS, Client
-    from aegis_dask.service.files import check_new, make_directory, write_json
+    from aegis_dask.service.client import KEYS
+    from aegis_dask.service.files import check_new, write_json
     from aegis_dask.service.job import read_job
     from aegis_dask.service.sources import first_layers, open_model
     from aegis_dask.terminal import Terminal
 
     terminal = Terminal(as_json)
-    check_new(out)
+    begun = (out / BUNDLE).is_dir() and not (out / WHERE).exists()
+    if not begun:
+        check_new(out)
     program = load_graph(graph)
     loaded = first_layers(open_model(model, sha256), program.layers)
     with _connect(service, token_file, ca) as connected:
@@ -129,22 +139,22 @@ def register(
                 f"key. To try things without real data, give --insecure ({e})"
             ) from None
         terminal.warn_if_insecure(job.parameters)
-        make_directory(out)
+        if begun:
+            _check_begun(out, job, loaded, program)
+        else:
+            _make_keys(out, job, terminal)
         try:
-            with terminal.step(f"Making {job.keys.count} keys"):
-                client = Client.create(job)
-                client.save(out / CLIENT)
-                client.save_bundle(out / BUNDLE)
             with terminal.step("Sending the evaluation keys"):
                 identifier = connected.register(job, out / BUNDLE / KEYS)
-        except BaseException:
-            shutil.rmtree(out, ignore_errors=True)
+        except BaseException:  # the service may have them, or take them still
+            terminal.note(
+                f"{out} is kept, with the SECRET KEY: give the same command again to go on, or "
+                "remove the folder. What is registered for you: aegis remote keys"
+            )
             raise
-        shutil.rmtree(out / BUNDLE)  # the service has it, and it can be made again
-    write_json(
-        out / WHERE,
-        {"service": service, "keys": identifier, "ca": None if ca is None else str(ca.resolve())},
-    )
+    authority = None if ca is None else str(ca.resolve())
+    write_json(out / WHERE, {"service": service, "keys": identifier, "ca": authority})
+    shutil.rmtree(out / BUNDLE)  # the service has it, and it can be made again
     terminal.say(
         f"{out} holds the SECRET KEY for {job.graph.name} on {job.model.name}, texts of at most "
         f"{job.packing.tokens} tokens. Keep it; never send it."
@@ -158,6 +168,40 @@ def register(
             "out": str(out),
         }
     )
+
+
+@remote.command("keys")
+@command
+def list_keys(
+    service: Service,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option("--remove", metavar="ID", help="Delete this set first; may be repeated."),
+    ] = None,
+    token_file: TokenFile = None,
+    ca: Authority = None,
+    as_json: o.Json = False,
+) -> None:
+    """List the sets of evaluation keys that a service has for you."""
+    import numpy as np
+    from rich.text import Text
+
+    from aegis_dask.placement.traffic import format_bytes
+    from aegis_dask.terminal import Terminal, table_of
+
+    terminal = Terminal(as_json)
+    with _connect(service, token_file, ca) as connected:
+        for identifier in remove or []:
+            connected.remove_keys(identifier)
+        found = connected.key_sets()
+        graphs = {offer["fingerprint"]: offer["graph"] for offer in connected.offers()}
+    table = table_of("keys", "graph", "size", "registered (UTC)")
+    for each in found:
+        graph = Text(graphs.get(each["offer"], "no longer offered"))
+        when = str(np.datetime64(int(each["created"]), "s"))  # of any year, a stranger says it
+        table.add_row(each["id"], graph, format_bytes(each["bytes"]), when)
+    terminal.show(table)
+    terminal.json({"keys": found})
 
 
 @remote.command()
@@ -266,6 +310,34 @@ def cancel(job: JobId, keys: Keys, token_file: TokenFile = None) -> None:
     """Cancel a job, or forget one that has ended, with its result."""
     with _service(_where(keys), token_file) as connected:
         connected.cancel(job)
+
+
+def _make_keys(out: Path, job: Job, terminal: Terminal) -> None:
+    from aegis_dask.service.client import Client
+    from aegis_dask.service.files import make_directory
+
+    make_directory(out)
+    try:
+        with terminal.step(f"Making {job.keys.count} keys"):
+            client = Client.create(job)
+            client.save(out / CLIENT)
+            # Its folder appears when it is complete: keys cannot be made again from outside.
+            client.save_bundle(out / f".{BUNDLE}")
+            (out / f".{BUNDLE}").rename(out / BUNDLE)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _check_begun(out: Path, job: Job, model: BertModel, graph: Graph) -> None:
+    """Refuse to go on with keys that were made for another job."""
+    from aegis_dask.service.client import Client
+
+    if Client.open(out / CLIENT, model, graph).job.fingerprint != job.fingerprint:
+        raise ServiceError(
+            f"{out} holds keys for another job than the service offers now; give another name or "
+            "remove it"
+        )
 
 
 def _connect(url: str, token_file: Path | None, ca: Path | None) -> RemoteService:

@@ -40,6 +40,7 @@ def run(
     cluster_kind: o.Cluster = o.ClusterKind.AUTO,
     tls: o.Tls = None,
     insecure_transport: o.InsecureTransport = False,
+    timeout: o.Timeout = o.CONNECT_SECONDS,
     machine: o.Machine = None,
     saved: o.PlanFile = None,
     interpreter: Annotated[
@@ -62,7 +63,7 @@ def run(
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     plan = _open_plan(saved, workers, machine)
-    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport, timeout)
     outcome = _run(job_options, text, where, interpreter, terminal, plan)
     values = describe_outcome(outcome)
     values |= _write(outcome, report, output, terminal)
@@ -82,6 +83,7 @@ def verify(
     cluster_kind: o.Cluster = o.ClusterKind.AUTO,
     tls: o.Tls = None,
     insecure_transport: o.InsecureTransport = False,
+    timeout: o.Timeout = o.CONNECT_SECONDS,
     machine: o.Machine = None,
     insecure: o.Insecure = False,
     scale_bits: o.ScaleBits = 40,
@@ -101,7 +103,7 @@ def verify(
     plan_for(machine)
     job_options = JobOptions(graph, model, sha256, calibration, length, insecure, scale_bits)
     interpreter = o.InterpreterName.ENCRYPTED
-    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport, timeout)
     outcome = _run(job_options, text, where, interpreter, terminal)
     prepared = outcome.prepared
     comparisons = {"encrypted and simulated": outcome.circuit_precision}

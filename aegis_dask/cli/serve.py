@@ -66,6 +66,7 @@ def serve(
     cluster_kind: o.Cluster = o.ClusterKind.AUTO,
     tls: o.Tls = None,
     insecure_transport: o.InsecureTransport = False,
+    timeout: o.Timeout = o.CONNECT_SECONDS,
     machine: o.Machine = None,
     at_once: Annotated[int, typer.Option(min=1, help="Jobs that run side by side.")] = 2,
     most_jobs: Annotated[
@@ -110,7 +111,7 @@ def serve(
     if key is not None:
         check_private(key)
     plan_for(machine)
-    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport, timeout)
     check_cluster(where)
     store = Store(state, serves=True)
     try:
@@ -139,7 +140,7 @@ def serve(
             )
             limits = Limits(most_jobs, key_sets, int(disk * GIB))
             settings = configure(make_app(runner, limits), host, port, certificate, key)
-            server = _Server(settings, terminal, offers, again)
+            server = _Server(settings, terminal, offers, again, runner.stranded)
             runner.start()
             try:
                 server.run()
@@ -158,11 +159,14 @@ def serve(
 class _Server:
     """A uvicorn server that says when it is there; signals end it, once what runs is put back."""
 
-    def __init__(self, settings: Any, terminal: Terminal, offers: Any, again: int) -> None:
+    def __init__(
+        self, settings: Any, terminal: Terminal, offers: Any, again: int, stranded: int
+    ) -> None:
         import uvicorn
 
         self._server = uvicorn.Server(settings)
-        self._terminal, self._offers, self._again = terminal, offers, again
+        self._terminal, self._offers = terminal, offers
+        self._again, self._stranded = again - stranded, stranded
 
     @property
     def started(self) -> bool:
@@ -204,6 +208,11 @@ class _Server:
             )
         if self._again:
             self._terminal.say(f"{self._again} accepted jobs wait and are taken up.")
+        if self._stranded:
+            self._terminal.say(
+                f"{self._stranded} accepted jobs wait for what is not offered now; they are kept, "
+                "and run when it is again."
+            )
         self._terminal.say(f"Listening on {scheme}://{settings.host}:{port}")
 
 

@@ -137,6 +137,7 @@ def evaluate(
     cluster_kind: o.Cluster = o.ClusterKind.AUTO,
     tls: o.Tls = None,
     insecure_transport: o.InsecureTransport = False,
+    timeout: o.Timeout = o.CONNECT_SECONDS,
     machine: o.Machine = None,
     report: o.Report = None,
     as_json: o.Json = False,
@@ -156,7 +157,7 @@ def evaluate(
     check_writable(report)
     plan_for(machine)
     loaded, program = _own(read_json(bundle / JOB), model, sha256, graph)
-    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport)
+    where = ClusterOptions(scheduler, workers, cluster_kind, tls, insecure_transport, timeout)
     check_cluster(where)
     with terminal.step("Reading keys"):
         job, evaluation_keys = read_bundle(bundle, loaded, program)

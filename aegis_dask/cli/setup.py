@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aegis_dask.cli.options import ClusterKind
+from aegis_dask.cli.options import CONNECT_SECONDS, ClusterKind
 from aegis_dask.errors import ClusterError, TextError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class ClusterOptions:
     kind: ClusterKind
     tls: Path | None
     insecure_transport: bool
+    timeout: float = CONNECT_SECONDS
 
     @property
     def cuda(self) -> bool:
@@ -63,15 +64,16 @@ class ClusterOptions:
 
     def open(self) -> Executor:
         """Connect to the scheduler, or start workers."""
+        from aegis_dask.runtime.executor import Executor
         from aegis_dask.service import local
 
-        address, security = self.scheduler, None
-        if address is not None:
-            address, security = find_scheduler(address, self.tls)
-        return local.open_executor(
+        if self.scheduler is None or self.cuda:  # the two together are refused
+            return local.open_executor(self.scheduler, self.workers, cuda=self.cuda)
+        address, security = find_scheduler(self.scheduler, self.tls)
+        return Executor.connect(
             address,
             self.workers,
-            cuda=self.cuda,
+            timeout=self.timeout,
             security=security,
             insecure_transport=self.insecure_transport,
         )

@@ -36,8 +36,8 @@ LOOK_SECONDS = 0.1
 """How often the memory is looked at while tasks finish."""
 SPAN_SECONDS, LATE_SECONDS = 60.0, 3600.0
 """How long Dask's own record of a run (a span) is kept, and when no worker tells of it any more."""
-OPENED = "open-context"
-"""How Dask calls the tasks of `runtime.loading`."""
+OPENED, SENT = "open-context", "send-file"
+"""How Dask calls the tasks of `runtime.loading`, and those of `runtime.hosts` with their data."""
 MOST_TEXT = 500
 """Characters of a message that are kept."""
 
@@ -187,15 +187,15 @@ class Monitor(SchedulerPlugin):
 def empty_spans(scheduler: Any, run: str) -> list[str]:
     """Let a scheduler forget what it has in the spans of a run, which by itself it never does.
 
-    What clients send, and contexts that they open, are in spans called default, one each. They stay
-    known by their identifiers, which are returned: a worker whose heartbeat told of one that is not
-    would be closed.
+    What clients send, and contexts that they open, are in spans called default. They stay known by
+    their identifiers, which are returned: a worker whose heartbeat told of one that is not would be
+    closed.
     """
     spans = scheduler.extensions.get("spans")
     emptied = []
     for span in [] if spans is None else list(spans.spans.values()):
         names = [group.name for group in span.groups]
-        sent = span.name == ("default",) and all(n.endswith((OPENED, run)) for n in names)
+        sent = span.name == ("default",) and all(n.endswith((OPENED, SENT, run)) for n in names)
         if names and span.done and (span.id == run or sent):
             span.groups.clear()
             span._code.clear()
@@ -231,6 +231,11 @@ def busy_workers(dask_scheduler: Any) -> list[Any]:
     here = dask_scheduler.workers
     running = [run.brief.addresses for run in monitor.runs.values() if run.state == RUNNING]
     return [here[a].name for addresses in running for a in addresses if a in here]
+
+
+def has_clients(dask_scheduler: Any) -> bool:
+    """Return whether anyone is connected, who may be waiting for a worker."""
+    return any(name != "fire-and-forget" for name in dask_scheduler.clients)  # Dask's own
 
 
 def memory_of(run: str, dask_scheduler: Any) -> list[tuple[int, int, int]]:

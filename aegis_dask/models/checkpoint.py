@@ -268,10 +268,15 @@ def load_bert(path: str | Path, sha256: str | None = None) -> BertModel:
             names = frozenset(reader.keys())
             _check_layer_count(names, config, weights)
 
+            used: set[str] = set()
+
             def read(name: str, shape: tuple[int, ...]) -> Array:
-                return _read_tensor(reader, names, name, shape, weights)
+                found = _name_in_file(names, name, weights)
+                used.add(found)
+                return _read_tensor(reader, found, shape, weights)
 
             embeddings, layers = _assemble(config, read)
+            _check_all_used(names - used, weights)
     except safetensors.SafetensorError as error:
         raise ModelError(
             f"{weights} is not a complete safetensors file ({error}); download it again"
@@ -363,14 +368,17 @@ def _read_config(path: Path) -> BertConfig:
         raise ModelError(
             f"{error}; it must be a Hugging Face configuration, download it again"
         ) from error
-    for key, default, supported in (
+    checked: tuple[tuple[str, Any, list[Any]], ...] = (
         ("model_type", None, sorted(MODEL_TYPES)),
         ("hidden_act", None, ["gelu"]),  # exact; gelu_new differs from it by up to 5e-4
         ("position_embedding_type", "absolute", ["absolute"]),
-    ):
+        ("is_decoder", False, [False]),
+        ("add_cross_attention", False, [False]),
+    )
+    for key, default, supported in checked:
         if (value := given.get(key, default)) not in supported:
             raise ModelError(
-                f"{path}: {key} is {value!r}, supported is {' or '.join(supported)}; "
+                f"{path}: {key} is {value!r}, supported is {' or '.join(map(str, supported))}; "
                 "use a checkpoint of the BERT architecture"
             )
     if missing := [key for key in SIZE_KEYS.values() if key not in given]:
@@ -392,9 +400,17 @@ def _check_layer_count(names: frozenset[str], config: BertConfig, weights: Path)
         )
 
 
-def _read_tensor(
-    reader: Any, names: frozenset[str], name: str, shape: tuple[int, ...], weights: Path
-) -> Array:
+def _check_all_used(unused: frozenset[str], weights: Path) -> None:
+    """Refuse layers that do more than is computed here."""
+    more = sorted(n for n in unused if re.match(r"(?:bert\.)?encoder\.layer\.\d+\.", n))
+    if more:
+        raise ModelError(
+            f"{weights} holds {len(more)} tensors of layers that a BERT encoder does not have, "
+            f"such as {more[0]}; use a checkpoint of the BERT architecture"
+        )
+
+
+def _name_in_file(names: frozenset[str], name: str, weights: Path) -> str:
     # Some files have all names under bert., and some old ones call a norm's weight gamma.
     old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
         "LayerNorm.bias", "LayerNorm.beta"
@@ -402,6 +418,10 @@ def _read_tensor(
     found = next((n for n in (name, "bert." + name, old, "bert." + old) if n in names), None)
     if found is None:
         raise ModelError(f"{weights} lacks the tensor {name}; is it a BERT encoder?")
+    return found
+
+
+def _read_tensor(reader: Any, found: str, shape: tuple[int, ...], weights: Path) -> Array:
     view = reader.get_slice(found)
     if (given := tuple(view.get_shape())) != shape:
         raise ModelError(

@@ -5,7 +5,8 @@ well, few are needed: on values of few ciphertexts, late, two real ciphertexts i
 placements are here:
 
 - `minimum_cut`: repeatedly, the cheapest set of values that separates what is in reach from the
-  first operations that run out of levels; a value is priced by bootstraps per level used.
+  first operations that run out of levels; a value is priced by bootstraps per level used. Where
+  nothing more can be cut the last cut is taken back and made elsewhere.
 - `eager`: refresh an operand when an operation runs out of levels; what one does without planning.
 - `exact`: an integer linear program, for small programs and to judge the others.
 """
@@ -36,6 +37,8 @@ FREE = 1 << 30
 """Capacity of what cannot be cut. SciPy's flows are of 32-bit integers; all prices take half."""
 WINDOWS = (1.0, 0.5, 2.0)
 """Exponents of the levels used in the price of a value: each is tried, the best placement kept."""
+MAX_TAKEN_BACK = 50
+"""How often refreshes are taken back because those after them would begin too low."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +192,15 @@ class _Graph:
             raise LevelError(f"inputs at level {self.top} do nothing")
         parity, bound = parities(program), magnitudes(program)
         self.kinds = [self._kind(n, parity[n.id], bound[n.id]) for n in program.nodes]
-        for node in program.nodes:
-            if node.op.depth > budget.output_level:
+        # Asked for every node in every trial, and slow to compute: kept.
+        self.inputs = [n.inputs for n in program.nodes]
+        self.depths = [n.op.depth for n in program.nodes]
+        self.after = [self._level_after(kind) for kind in self.kinds]
+        for node, depth in zip(program.nodes, self.depths, strict=True):
+            if depth > budget.output_level:
                 raise LevelError(
                     f"{node.op.name} in stage {program.stages[node.stage].name!r} takes "
-                    f"{node.op.depth} levels, a refresh gives {budget.output_level}"
+                    f"{depth} levels, a refresh gives {budget.output_level}"
                 )
 
     def _kind(self, node: Node, parity: str, bound: Bound) -> Kind | None:
@@ -222,9 +229,8 @@ class _Graph:
         # Dividing by a power of two renames the scale; getting back to one that fits takes a level.
         return self.budget.input_level + (kind.operation.shrink > 0)
 
-    def level_after(self, i: int) -> int:
-        """Return the level of a refreshed value."""
-        kind = self.kinds[i]
+    def _level_after(self, kind: Kind | None) -> int:
+        """Return the level of a value refreshed that way."""
         return self.budget.output_level - (kind is not None and kind.operation.iterations > 1)
 
     def can_refresh(self, i: int, level: int) -> bool:
@@ -236,11 +242,10 @@ class _Graph:
         chosen = set(refreshed)
         levels: list[int] = []
         after: list[int] = []
-        for node in self.program.nodes:
-            low = min((after[j] for j in node.inputs), default=self.top)
-            level = low - node.op.depth
+        for i, (inputs, depth) in enumerate(zip(self.inputs, self.depths, strict=True)):
+            level = min([after[j] for j in inputs], default=self.top) - depth
             levels.append(level)
-            after.append(self.level_after(node.id) if node.id in chosen else level)
+            after.append(self.after[i] if i in chosen else level)
         return levels
 
     def is_valid(self, refreshed: set[int]) -> bool:
@@ -286,7 +291,7 @@ def minimum_cut(program: Program, budget: Budget | int, top_level: int | None = 
     for window in WINDOWS:
         try:
             refreshed = _cuts(graph, window)
-        except LevelError as e:  # an early choice left none later; another window makes others
+        except LevelError as e:  # another window makes other choices
             error = e
         else:
             found.append(graph.placement(_without_idle(graph, refreshed), "minimum cut"))
@@ -299,31 +304,68 @@ def minimum_cut(program: Program, budget: Budget | int, top_level: int | None = 
 def _cuts(graph: _Graph, window: float) -> set[int]:
     """Cut before the first operations without levels until there are none."""
     refreshed: set[int] = set()
+    barred: set[int] = set()
+    errors: list[LevelError] = []
     while True:
         levels = graph.levels(refreshed)
         stuck = [i for i, level in enumerate(levels) if level < 0]
         if not stuck:
             return refreshed
-        cut = _cut(graph, refreshed, levels, stuck, window)
-        if not cut:
-            raise _stuck(graph, stuck[0])
-        refreshed |= cut
+        try:
+            cut = _cut(graph, refreshed, barred, levels, stuck, window)
+            if not cut:
+                raise _stuck(graph, stuck[0])
+        except LevelError as e:
+            # What could be refreshed comes too low after the last refreshes: begin elsewhere.
+            errors.append(e)
+            last = _last_refreshed(graph, refreshed, stuck)
+            if not last or len(errors) > MAX_TAKEN_BACK:
+                raise errors[0] from None  # later ones are of what was barred
+            refreshed -= last
+            barred |= last
+        else:
+            refreshed |= cut
+
+
+def _last_refreshed(graph: _Graph, refreshed: set[int], stuck: list[int]) -> set[int]:
+    """Return the refreshed values nearest before the first stuck operations."""
+    found: set[int] = set()
+    pending = [j for i in _first(graph, stuck) for j in graph.inputs[i]]
+    seen = set(pending)
+    while pending:
+        j = pending.pop()
+        if j in refreshed:
+            found.add(j)
+            continue
+        new = set(graph.inputs[j]) - seen
+        seen |= new
+        pending += new
+    return found
+
+
+def _first(graph: _Graph, stuck: list[int]) -> set[int]:
+    """Return the stuck operations with no stuck operand."""
+    out = set(stuck)
+    return {i for i in stuck if not any(j in out for j in graph.inputs[i])}
 
 
 def _cut(
-    graph: _Graph, refreshed: set[int], levels: list[int], stuck: list[int], window: float
+    graph: _Graph,
+    refreshed: set[int],
+    barred: set[int],
+    levels: list[int],
+    stuck: list[int],
+    window: float,
 ) -> set[int]:
     """Return the cheapest values to refresh so that no path reaches the first stuck operations."""
-    nodes, top = graph.program.nodes, graph.budget.output_level
-    out = set(stuck)
-    first = {i for i in stuck if not any(j in out for j in nodes[i].inputs)}
+    top, first = graph.budget.output_level, _first(graph, stuck)
     need = _lacking(graph, refreshed, levels, first)
     region = need.keys() - first
 
     def lacking(i: int) -> list[int]:
         """Return the operands of i that lack levels for it and what follows."""
-        wanted = need[i] + nodes[i].op.depth
-        return [j for j in nodes[i].inputs if j in region and levels[j] < wanted]
+        wanted = need[i] + graph.depths[i]
+        return [j for j in graph.inputs[i] if j in region and levels[j] < wanted]
 
     # Every value is an edge from 2k to 2k + 1, k being its place in the region.
     place = {i: k for k, i in enumerate(sorted(region))}
@@ -332,7 +374,7 @@ def _cut(
     for i, k in place.items():
         kind, used = graph.kinds[i], top - levels[i]
         price = inf
-        if kind is not None and used > 0 and graph.can_refresh(i, levels[i]):
+        if kind and used > 0 and i not in barred and graph.can_refresh(i, levels[i]):
             # Per level that was used: a late refresh is worth more than an early one.
             price = kind.price / min(used, top) ** window
         edges.append((2 * k, 2 * k + 1, price))
@@ -365,7 +407,6 @@ def _lacking(
     The stuck ones themselves with 0. What was refreshed takes no part, nor does what has enough
     levels, and nothing before either on its account.
     """
-    nodes = graph.program.nodes
     need: dict[int, int] = {}
     out: dict[int, int] = dict.fromkeys(first, 0)
     for i in range(max(first), -1, -1):
@@ -373,8 +414,8 @@ def _lacking(
             if i not in need or i in refreshed or levels[i] >= need[i]:
                 continue
             out[i] = need[i]
-        for j in nodes[i].inputs:
-            need[j] = max(need.get(j, 0), out[i] + nodes[i].op.depth)
+        for j in graph.inputs[i]:
+            need[j] = max(need.get(j, 0), out[i] + graph.depths[i])
     return out
 
 
@@ -480,7 +521,7 @@ def exact(
     edges = [(j, node.id) for node in nodes for j in dict.fromkeys(node.inputs)]
     sites = [i for i in range(n) if graph.kinds[i] is not None]
     # What a precise refresh gives is lower than the bounds below say.
-    lower = [(j, i) for j, i in edges if graph.level_after(j) < top]
+    lower = [(j, i) for j, i in edges if graph.after[j] < top]
     matrix = lil_matrix((len(edges) + len(sites) + len(lower), 2 * n))
     upper = np.zeros(matrix.shape[0])
     for row, (j, i) in enumerate(edges):
@@ -490,7 +531,7 @@ def exact(
     for row, i in enumerate(sites, start=len(edges)):
         matrix[row, n + i], matrix[row, i] = graph.floor(i), -1  # refreshed at its floor or above
     for row, (j, i) in enumerate(lower, start=len(edges) + len(sites)):
-        missing = top - graph.level_after(j)
+        missing = top - graph.after[j]
         matrix[row, i], matrix[row, n + j] = 1, missing
         upper[row] = max(top, graph.top) - nodes[i].op.depth
     cost = np.zeros(2 * n)

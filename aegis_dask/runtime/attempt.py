@@ -6,7 +6,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,11 @@ from aegis_dask.program.graph import Program
 from aegis_dask.program.symbolic import Analysis
 from aegis_dask.runtime import plugin
 from aegis_dask.runtime.checkpoints import Snapshot
+from aegis_dask.runtime.cluster import UnusableError, ask, is_lost
 from aegis_dask.runtime.context import InterpreterFactory
 from aegis_dask.runtime.loading import Loaded
 from aegis_dask.runtime.measure import WorkerReport
-from aegis_dask.runtime.progress import ProgressCallback
+from aegis_dask.runtime.progress import Progress, ProgressCallback
 from aegis_dask.runtime.result import Result, make_result
 from aegis_dask.runtime.session import DeviceLostError, Session, WorkerLostError
 from aegis_dask.runtime.site import Site
@@ -130,12 +130,13 @@ class Attempt:
             site.load_file(len(where)),
             self.by_limbs and self.by_limbs[1],
         )
+        told = None if self.progress is None else _Told(self.progress)
         session = Session(
             client,
             site.events,
             spec,
             plan,
-            self.progress,
+            told,
             snapshot,
             self.cancelled,
             most=self.most,
@@ -143,9 +144,10 @@ class Attempt:
         )
         file = Path(f"run-{run}.pickle")
         try:
-            with _connected(session):
+            _write(site.hosts.root / file, spec)
+            with _connected(session, told):
                 brief = self._brief(session, about)
-                with watched(client, brief), _connected(session):
+                with watched(client, brief), _connected(session, told):
                     self._start(spec, file, where)
                     pieces = session.execute(known)
                     reports: dict[str, WorkerReport] = client.run(
@@ -198,15 +200,14 @@ class Attempt:
         """Tell the workers of the run."""
         site = self.site
         threads = None if self.loaded.context.params is None else self.threads
-        (site.hosts.root / file).write_bytes(cloudpickle.dumps(spec))
         with site.lock:
             site.hosts.publish(file)
-            site.hosts.sync(list(spec.addresses))
+            site.hosts.send(list(spec.addresses))
         paths: dict[str, list[str]] = {}
         for address in spec.addresses:
             paths.setdefault(str(Path(where[address]) / file), []).append(address)
         for path, workers in paths.items():
-            site.client.run(plugin.start_run, path, threads, workers=workers)
+            ask(site.client, workers, "begin the run", plugin.start_run, path, threads)
 
     def _result(
         self,
@@ -253,14 +254,58 @@ class Attempt:
         )
 
 
+class _Told:
+    """Hands progress on, and remembers what that raised: it is no error of ours."""
+
+    def __init__(self, progress: ProgressCallback) -> None:
+        self.progress = progress
+        self.error: BaseException | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        try:
+            self.progress(progress)
+        except BaseException as e:
+            self.error = e
+            raise
+
+
+def _write(path: Path, spec: RunSpec) -> None:
+    try:
+        path.write_bytes(cloudpickle.dumps(spec))
+    except OSError as e:
+        raise ClusterError(
+            f"{path}, which tells the workers of the run, cannot be written: {e.strerror or e}; if "
+            "the directory is gone, open a new Executor"
+        ) from e
+
+
 @contextmanager
-def _connected(session: Session) -> Iterator[None]:
-    """Say what it means when the block loses a connection."""
+def _connected(session: Session, told: _Told | None) -> Iterator[None]:
+    """Say what it means when the block loses a worker or a connection."""
     try:
         yield
-    except (OSError, TimeoutError, CancelledError) as e:
+    except Exception as e:
+        if told is not None and e is told.error:
+            raise
+        if _has_forgotten(session, e):
+            raise WorkerLostError(f"{e}; a worker was started again: run again") from e
+        if not is_lost(e):
+            raise
         session.check_workers()
         raise WorkerLostError(
             f"the connection to the scheduler or to a worker was lost: {e!r}. Run again; what "
             "has been restarted is taken up"
         ) from e
+
+
+def _has_forgotten(session: Session, error: Exception) -> bool:
+    """Whether a worker no longer has what it was given: it has another process, or was cleared."""
+    if isinstance(error, UnusableError):  # in the beginning
+        return error.is_lost or isinstance(error.__cause__, (plugin.UnpreparedError, OSError))
+    # A task that finds no run fails with a bare error of ours.
+    if type(error) is not ClusterError or type(error.__cause__) is not ClusterError:
+        return False
+    workers = list(session.spec.addresses)
+    with suppress(Exception):  # then the error is told as it is
+        return not all(session.client.run(plugin.knows, session.spec.run, workers=workers).values())
+    return False

@@ -4,7 +4,7 @@ A directory holds ``index.json``, which is replaced as a whole, the plan, and a 
 that later layers need: at most those of two layers at a time. The index says of what run they are:
 program and inputs. Sums are compared before anything is used; a checkpoint that is damaged, or of
 something else, is not used, and the run begins at the beginning. Another number of workers goes on
-with a plan for the rest (`placement.rest`).
+with a plan for the rest (`placement.rest`). Other files in the directory are left alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 _VERSION = 2
+# A SHA-256 and what it is of, or what a crash has left of `write_atomically`.
+_OURS = re.compile(r"index\.json|[0-9a-f]{64}\.(value|plan)|\.[0-9a-f]{16}\.aegis\.tmp")
 
 
 @dataclass
@@ -178,11 +181,20 @@ class Checkpoint(Snapshot):
             return
         parts = (*index["known"].values(), *index["values"].values())
         leaves = [leaf for part in parts for leaf in part["leaves"]]
-        used = {INDEX, index["plan"]["file"], *(leaf["file"] for leaf in leaves)}
-        for file in self.directory.iterdir():
-            if file.name not in used:
-                with suppress(OSError):
-                    file.unlink()
+        self._remove_but({INDEX, index["plan"]["file"], *(leaf["file"] for leaf in leaves)})
+
+    def delete(self) -> None:
+        """Delete it, and the directory if nothing else is there."""
+        self._remove_but(set())
+        with suppress(OSError):
+            self.directory.rmdir()
+
+    def _remove_but(self, used: set[str]) -> None:
+        with suppress(OSError):
+            for file in list(self.directory.iterdir()):
+                if _OURS.fullmatch(file.name) and file.name not in used:
+                    with suppress(OSError):
+                        file.unlink()
 
     def _written(self, values: dict[int, Any]) -> dict[str, Any]:
         return {str(number): _write(v, self.directory) for number, v in values.items()}

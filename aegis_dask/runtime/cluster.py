@@ -8,21 +8,24 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 import dask.config
-from distributed import Client, LocalCluster, Worker, system
+from distributed import Client, KilledWorker, LocalCluster, Worker, system
+from distributed.client import Future
+from distributed.comm import CommClosedError
 from distributed.comm import connect as open_comm
 from distributed.core import send_recv
+from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
 from aegis_dask._version import __version__
 from aegis_dask.config import BACKEND, CPU, CUDA, DEVICE_WORKERS
-from aegis_dask.errors import ClusterError
+from aegis_dask.errors import ClusterError, DeviceFailedError
 from aegis_dask.ring.cuda_backend.device import device_count
 from aegis_dask.ring.registry import backend_name
 from aegis_dask.runtime import serialization as _registered  # noqa: F401  (registers with Dask)
@@ -39,7 +42,30 @@ LOCAL_CONFIG = {
 }
 POOL = 0.8
 """Share of a GPU's memory that RMM takes at the start."""
+LOST = (
+    *(ConnectionError, CommClosedError, TimeoutError, CancelledError),
+    *(KilledWorker, NoValidWorkerError, NoWorkerError),
+)
+"""What Dask raises where a worker, or a connection, is gone."""
+LOOK_SECONDS = 2.0
+"""How often it is looked whether the worker is still there that a result is waited for from."""
 QUIET = ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core")
+
+
+class UnusableError(ClusterError):
+    """A worker has not done what it was asked for.
+
+    Attributes
+    ----------
+    address
+        Of the worker.
+    is_lost
+        It is gone, or cannot be reached.
+    """
+
+    def __init__(self, message: str, address: str, is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.address, self.is_lost = address, is_lost
 
 
 def cores() -> int:
@@ -195,6 +221,7 @@ def allow_for_maps(client: Client, size: int) -> None:
 
     Dask takes maps of files for memory of each process, though all share it.
     """
+    limits: dict[str, int] = {}
     for nanny in client.cluster.workers.values():
         manager = getattr(nanny, "memory_manager", None)
         if manager is None or not manager.memory_limit:
@@ -202,11 +229,14 @@ def allow_for_maps(client: Client, size: int) -> None:
         if not hasattr(manager, "own_limit"):
             manager.own_limit = manager.memory_limit
         manager.memory_limit = min(manager.own_limit + size, system.MEMORY_LIMIT)
-        client.run(_set_memory_limit, manager.memory_limit, workers=[nanny.worker_address])
+        limits[nanny.worker_address] = manager.memory_limit
+    there = workers_of(client)  # one that is being started again has the limit from its nanny
+    workers = [address for address in limits if address in there]
+    client.run(_set_memory_limit, limits, workers=workers, on_error="ignore")
 
 
-def _set_memory_limit(limit: int, dask_worker: Any) -> None:
-    dask_worker.memory_manager.memory_limit = limit
+def _set_memory_limit(limits: Mapping[str, int], dask_worker: Any) -> None:
+    dask_worker.memory_manager.memory_limit = limits[dask_worker.address]
 
 
 def connect(
@@ -268,7 +298,7 @@ def connect(
             f"({type(e).__name__}: {e}); check the address, and that client and scheduler use the "
             "same protocol and the same TLS settings"
         ) from e
-    stack.callback(_close, client)
+    stack.callback(close_client, client)
     return client
 
 
@@ -287,7 +317,8 @@ async def _identify(address: str, timeout: float, security: Any) -> str:
     return await asyncio.wait_for(ask(), timeout)
 
 
-def _close(client: Client) -> None:
+def close_client(client: Client) -> None:
+    """Close a client; nothing happens the second time, and no scheduler is waited for long."""
     with suppress(Exception):
         client.close(timeout=2)
 
@@ -301,19 +332,44 @@ def check_software(client: Client) -> None:
         If one has not; it says which.
     """
     versions: Any = client.get_versions(packages=list(PACKAGES))
-    everyone = {"the scheduler": versions["scheduler"]}
-    everyone |= {f"worker {a}": v for a, v in sorted(versions["workers"].items())}
-    ours = versions["client"]
-    for who, theirs in everyone.items():
-        # First: functions, such as the probe below, cannot be sent to another version.
-        python = [_minor(dict(v["host"])["python"]) for v in (theirs, ours)]
-        _check_version(who, "Python", *python)
-        for package in PACKAGES:
-            _check_version(who, package, *(v["packages"].get(package) for v in (theirs, ours)))
-    probe = _make_probe()
-    _check_version("the scheduler", "aegis_dask", client.run_on_scheduler(probe), __version__)
-    for address, found in sorted(client.run(probe).items()):
-        _check_version(f"worker {address}", "aegis_dask", found, __version__)
+    # First: functions, such as the probe, cannot be sent to another version.
+    _check_packages("the scheduler", versions["scheduler"], versions["client"])
+    probe = client.run_on_scheduler(_make_probe())
+    _check_version("the scheduler", "aegis_dask", probe, __version__)
+    for message in _unfit(client, versions, versions["workers"]).values():
+        raise ClusterError(message)
+
+
+def unfit_workers(client: Client, addresses: Collection[str]) -> dict[str, str]:
+    """Return which of these workers lack our packages, or have other versions; and what of it."""
+    return _unfit(client, client.get_versions(packages=list(PACKAGES)), addresses)
+
+
+def _unfit(client: Client, versions: Any, addresses: Collection[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    fit = []
+    for address in sorted(set(addresses) & set(versions["workers"])):
+        try:
+            _check_packages(f"worker {address}", versions["workers"][address], versions["client"])
+            fit.append(address)
+        except ClusterError as e:
+            found[address] = str(e)
+    answers = client.run(_make_probe(), workers=fit, on_error="return")
+    for address, version in answers.items():
+        if isinstance(version, Exception) and is_lost(version):
+            continue  # whoever needs it will notice
+        try:
+            _check_version(f"worker {address}", "aegis_dask", version, __version__)
+        except ClusterError as e:
+            found[address] = str(e)
+    return found
+
+
+def _check_packages(who: str, theirs: Any, ours: Any) -> None:
+    python = [_minor(dict(v["host"])["python"]) for v in (theirs, ours)]
+    _check_version(who, "Python", *python)
+    for package in PACKAGES:
+        _check_version(who, package, *(v["packages"].get(package) for v in (theirs, ours)))
 
 
 def _make_probe() -> Callable[[], str | None]:
@@ -406,3 +462,83 @@ def in_order(workers: dict[str, dict[str, Any]]) -> list[str]:
         return (0, int(name), "") if name.isdigit() else (1, 0, name)
 
     return sorted(workers, key=rank)
+
+
+def ask(
+    client: Client, addresses: Collection[str], wish: str, function: Callable[..., Any], *args: Any
+) -> dict[str, Any]:
+    """Call a function on workers, not as a task; return what it gives on each.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    addresses
+        Of the workers.
+    wish
+        What it is for, in words: "cannot ..." is put before it.
+    function, args
+        What is called.
+
+    Raises
+    ------
+    UnusableError
+        If it fails on a worker, or one does not answer.
+    OSError
+        If the scheduler does not answer.
+    """
+    answers: dict[str, Any] = client.run(
+        function, *args, workers=list(addresses), on_error="return"
+    )
+    for address, answer in answers.items():
+        if isinstance(answer, Exception):
+            raise unusable(address, wish, answer) from answer
+    return answers
+
+
+def result_of(client: Client, future: Future, address: str, wish: str) -> Any:
+    """Return what a task gives that only one worker may run; never wait for one that is gone.
+
+    A scheduler without our settings would wait for a worker to join at that address.
+
+    Raises
+    ------
+    UnusableError
+        If the task fails, or the worker is gone; `wish` as for `ask`.
+    DeviceFailedError
+        If it fails because of the GPU.
+    OSError
+        If the scheduler does not answer.
+    """
+    while not future.done():
+        try:
+            future.exception(timeout=LOOK_SECONDS)  # waits
+        except CancelledError:  # the client has lost the scheduler, perhaps for a moment
+            break
+        except TimeoutError:
+            if address not in workers_of(client) and not future.done():
+                raise UnusableError(
+                    f"worker {address} cannot {wish}: it is gone", address, is_lost=True
+                ) from None
+    try:
+        return future.result()
+    except DeviceFailedError:
+        raise
+    except Exception as e:
+        raise unusable(address, wish, e) from e
+
+
+def unusable(address: str, wish: str, error: Exception) -> UnusableError:
+    """Return what says that a worker has not done something; `wish` as for `ask`."""
+    text = str(error) or type(error).__name__
+    return UnusableError(f"worker {address} cannot {wish}: {text}", address, is_lost(error))
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that a worker, the scheduler or the way there is lost.
+
+    Dask raises `OSError` for connections, as Python does for files, whose errors have a number.
+    """
+    if isinstance(error, LOST):
+        return True
+    return isinstance(error, OSError) and error.errno is None

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from aegis_dask.ckks.bootstrapping.mapped import (
 from aegis_dask.ckks.bootstrapping.parameters import BootstrappingParameters, parameters_from_dict
 from aegis_dask.ckks.evaluator import Evaluator
 from aegis_dask.ckks.keys import EvaluationKeys
-from aegis_dask.ckks.mapped import open_expanded, save_expanded
+from aegis_dask.ckks.mapped import new_directory, open_expanded, save_expanded
 from aegis_dask.ckks.objects import Ciphertext
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.errors import ClusterError, InsecureParametersWarning, MissingKeyError
@@ -42,7 +43,10 @@ SHARED: dict[str, Context] = {}
 
 
 class Weights(Mapping[str, NDArray[Any]]):
-    """Arrays in ``.npy`` files, mapped when they are used."""
+    """Arrays in ``.npy`` files, mapped when they are used.
+
+    Python keeps a file open for each map, so the contexts of a process share them (`weights_in`).
+    """
 
     def __init__(self, directory: Path, files: Mapping[str, str]) -> None:
         self.directory, self.files = directory, dict(files)
@@ -59,6 +63,19 @@ class Weights(Mapping[str, NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+_WEIGHTS: WeakValueDictionary[Path, Weights] = WeakValueDictionary()
+"""By directory, while a context of this process has them."""
+
+
+def weights_in(directory: Path) -> Weights:
+    """Return what `write_weights` has written."""
+    found = _WEIGHTS.get(directory)
+    if found is None:
+        found = Weights(directory, json.loads((directory / INDEX).read_text()))
+        _WEIGHTS[directory] = found
+    return found
 
 
 @dataclass
@@ -141,19 +158,38 @@ def warm_up(context: Context) -> None:
             evaluator.rotate(x, step)
 
 
+@contextmanager
+def _new(directory: Path) -> Iterator[Path]:
+    """Make a directory as a whole: weights are looked for by name again after a disk was full."""
+    try:
+        with new_directory(directory, "read_context") as temporary:
+            yield temporary
+    except OSError as e:
+        raise ClusterError(
+            f"{directory} cannot be written: {e.strerror or e}; TMPDIR or directory= names another "
+            "place with room for keys and weights"
+        ) from e
+
+
 def write_weights(store: Mapping[str, NDArray[Any]], directory: Path) -> list[Path]:
-    """Write weights into a new directory; return its files, relative to it."""
-    directory.mkdir(mode=0o700)
-    names = {}
-    for i, (name, array) in enumerate(store.items()):
-        names[name] = f"weight-{i:05d}.npy"
-        np.save(directory / names[name], np.ascontiguousarray(array), allow_pickle=False)
-    (directory / INDEX).write_text(json.dumps(names))
+    """Write weights into a new directory, or nothing; return its files, relative to it.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot be written.
+    """
+    with _new(directory) as new:
+        names = {}
+        for i, (name, array) in enumerate(store.items()):
+            names[name] = f"weight-{i:05d}.npy"
+            np.save(new / names[name], np.ascontiguousarray(array), allow_pickle=False)
+        (new / INDEX).write_text(json.dumps(names))
     return files_of(directory)
 
 
 def write_context(context: Context, directory: Path, weights: str = "") -> None:
-    """Write a context into a new directory.
+    """Write a context into a new directory, or nothing.
 
     Parameters
     ----------
@@ -163,19 +199,24 @@ def write_context(context: Context, directory: Path, weights: str = "") -> None:
         The directory.
     weights
         Name of the directory beside it that `write_weights` has made, if there is one.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot be written.
     """
-    directory.mkdir(mode=0o700)
     index: dict[str, Any] = {"params": None, "bootstrapping": None, "weights": weights}
     if context.params is not None:
         index["params"] = asdict(context.params.literal)
     if context.bootstrapping is not None:
         index["bootstrapping"] = asdict(context.bootstrapping.literal)
-    if isinstance(context.keys, BootstrappingKeys):
-        save_expanded_bootstrapping(context.keys, directory / "keys")
-    elif context.keys is not None:
-        save_expanded(context.keys, directory / "keys")
     index["keys"] = context.keys is not None
-    (directory / INDEX).write_text(json.dumps(index))
+    with _new(directory) as new:
+        if isinstance(context.keys, BootstrappingKeys):
+            save_expanded_bootstrapping(context.keys, new / "keys")
+        elif context.keys is not None:
+            save_expanded(context.keys, new / "keys")
+        (new / INDEX).write_text(json.dumps(index))
 
 
 def read_context(directory: Path) -> Context:
@@ -183,8 +224,7 @@ def read_context(directory: Path) -> Context:
     index = json.loads((directory / INDEX).read_text())
     store: Mapping[str, NDArray[Any]] = {}
     if index["weights"]:
-        shared = directory.parent / index["weights"]
-        store = Weights(shared, json.loads((shared / INDEX).read_text()))
+        store = weights_in(directory.parent / index["weights"])
     if index["params"] is None:
         return Context(store=store)
     with warnings.catch_warnings():  # the client has been warned

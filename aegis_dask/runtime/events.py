@@ -1,6 +1,6 @@
 """What a scheduler tells, for several runs of one client at once.
 
-Dask keeps one handler for a topic; a second subscription would silence the first run.
+Dask keeps one handler for a topic; a subscription of each run's own would silence the others.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Events:
         """Call `listener` with every event meanwhile, in the thread of the client's event loop."""
         with self._lock:
             self._listeners.append(listener)
-            if len(self._listeners) == 1:
-                for topic, kind in KINDS.items():
-                    self.client.subscribe_topic(topic, self._handler(kind))
+            # Again, though others listen: they may have begun before the connection was lost, with
+            # which a scheduler forgets what was subscribed.
+            for topic, kind in KINDS.items():
+                self.client.subscribe_topic(topic, self._handler(kind))
         try:
             yield
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -252,12 +251,18 @@ class Executor:
         """
         with ExitStack() as stack:
 
-            def again() -> Client:
+            def connect(closing: ExitStack) -> Client:
                 return cluster.connect(
-                    address, timeout, security, stack, insecure_transport=insecure_transport
+                    address, timeout, security, closing, insecure_transport=insecure_transport
                 )
 
-            client = again()
+            def again() -> Client:
+                with ExitStack() as closing:
+                    client = connect(closing)
+                    closing.pop_all()  # the site closes it
+                return client
+
+            client = connect(stack)
             found = cluster.wait_for_workers(client, workers or 1, timeout)
             cluster.check_software(client)
             threads = threads_per_worker or min(int(w["nthreads"]) for w in found.values())
@@ -271,8 +276,8 @@ class Executor:
                 join_seconds=join_seconds,
                 takes_all=workers is None,
             )
-            stack = executor._stack = stack.pop_all()
-            executor._site.again = again
+            executor._stack = stack.pop_all()
+        executor._site.again, executor._site.checked = again, set(found)
         return executor
 
     def __enter__(self) -> Executor:
@@ -369,7 +374,7 @@ class Executor:
         with site.lock:
             loaded = site.loader.load(params, keys, store or {})
             try:
-                site.ready(loaded, self.workers)
+                site.ready(loaded, self.workers, takes_fewer=self._takes_all)
             except BaseException:
                 site.loader.unload(loaded)
                 raise
@@ -463,7 +468,7 @@ class Executor:
         if params is None or program.slots != params.slots:
             return None
         name = repr(loaded.context.bootstrapping or params)
-        for known, level, of, found in self._analyses:
+        for known, level, of, found in list(self._analyses):  # other threads append
             if known is program and (level, of) == (top_level, name):
                 return found
         try:
@@ -547,7 +552,7 @@ class Executor:
         checkpoint
             Directory for what is finished, layer by layer. A run that finds a checkpoint of its
             own, of the same program and inputs, goes on there, by the plan that it had if it was
-            for as many workers; when it ends, the checkpoint is deleted.
+            for as many workers; when it ends, its files are deleted, and no others there.
         cancelled
             Ends the run when it is set.
         title
@@ -573,22 +578,8 @@ class Executor:
             check_plan(plan, program, workers)
         elif grows:
             workers = self._site.count() or workers
-        where = self._site.ready(loaded, workers, takes_fewer=grows)
         if top_level is None:
             top_level = max((_level(x) for x in inputs.values()), default=0) or None
-        planner = self._planner(
-            program,
-            place=place,
-            stage_work=stage_work,
-            target_seconds=target_seconds,
-            least_seconds=least_seconds,
-            replicated=replicated,
-            everywhere=everywhere,
-            machine=machine,
-            top_level=top_level,
-            interpreter=interpreter,
-            loaded=loaded,
-        )
         about = About(
             title,
             self.dashboard_link,
@@ -613,25 +604,46 @@ class Executor:
             run = identity(program, inputs, f"{loaded.weights} {kind}")
             snapshot = Checkpoint.open(checkpoint, run, loaded.context.params)
         resumed = 0
+        planner: Planner | None = None
+        count, takes_fewer, is_growing = workers, grows, False
         while True:
-            plan = _plan_for(planner, len(where), plan, snapshot)
             try:
+                if is_growing:
+                    count = int(min(self._site.count(), most))
+                where = self._site.ready(loaded, count, takes_fewer=takes_fewer)
+                if is_growing and len(where) < count:
+                    attempt = replace(attempt, most=len(where))  # of no use, and still there
+                count, takes_fewer, is_growing = len(where), True, False
+                if planner is None:  # the workers have said what they compute on
+                    planner = self._planner(
+                        program,
+                        place=place,
+                        stage_work=stage_work,
+                        target_seconds=target_seconds,
+                        least_seconds=least_seconds,
+                        replicated=replicated,
+                        everywhere=everywhere,
+                        machine=machine,
+                        top_level=top_level,
+                        interpreter=interpreter,
+                        loaded=loaded,
+                    )
+                plan = _plan_for(planner, len(where), plan, snapshot)
                 result = attempt.run(plan, where, replace(about, resumed=resumed), snapshot)
             except WorkerLostError as error:
                 if snapshot is None or resumed == resumes:
                     raise
                 resumed += 1
+                takes_fewer = True
                 logger.warning(
                     "%s; taken up again after %d of the groups of tasks", error, snapshot.groups
                 )
-                where = self._site.ready(loaded, len(where), takes_fewer=True)
             except MoreWorkersError as news:
                 logger.info("%s; the rest is planned for all of them", news)
-                count = int(min(self._site.count(), most))
-                where = self._site.ready(loaded, count, takes_fewer=True)
+                is_growing = True
             else:
-                if checkpoint is not None:
-                    shutil.rmtree(checkpoint, ignore_errors=True)
+                if isinstance(snapshot, Checkpoint):
+                    snapshot.delete()
                 return replace(result, resumed=resumed)
 
     def record(

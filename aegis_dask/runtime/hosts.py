@@ -13,27 +13,33 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
+from aegis_dask.dashboard.monitor import SENT
 from aegis_dask.errors import ClusterError
+from aegis_dask.runtime import cluster
+from aegis_dask.runtime.cluster import UnusableError
 
 CHUNK_BYTES = 32 << 20
 PROBE = "probe"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Host:
     boot: str
     directory: str
-    workers: list[str] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)  # all that were seen there, the last first
     is_ours: bool = False
     sent: set[str] = field(default_factory=set)
+    withdrawn: set[str] = field(default_factory=set)  # to be deleted there
 
 
 class Hosts:
@@ -66,82 +72,141 @@ class Hosts:
         below = f"{relative}/"
         for name in [n for n in self._published if n == str(relative) or n.startswith(below)]:
             del self._published[name]
-        _remove(str(self.root / relative))
+        _remove(self.root / relative)
         for host in self._hosts:
             sent = {n for n in host.sent if n == str(relative) or n.startswith(below)}
-            if not host.is_ours and sent and host.workers:
+            if sent and not host.is_ours:
                 host.sent -= sent
-                path = str(Path(host.directory) / relative)
-                with suppress(Exception):  # the worker may be gone
-                    self.client.run(_remove, path, workers=host.workers[:1])
+                host.withdrawn.add(str(relative))
+        self._delete_withdrawn()
 
     def sync(self, addresses: list[str]) -> dict[str, str]:
-        """Bring all published files to the hosts of workers; return worker -> directory."""
+        """Bring all published files to the hosts of workers; return worker -> directory.
+
+        The workers are asked what they can read: their process, or their host, may be a new one.
+
+        Raises
+        ------
+        UnusableError
+            If a worker is gone, or cannot take files.
+        ClusterError
+            If our own files are gone.
+        """
+        if not (self.root / PROBE).exists():
+            raise ClusterError(
+                f"the files of this executor in {self.root} have been deleted: by whatever cleans "
+                "up temporary files, or by the cluster, which had not heard of this client for "
+                "minutes; open a new Executor"
+            )
         where = self._locate(addresses)
+        self._delete_withdrawn()
+        self.send(addresses)
+        return {address: host.directory for address, host in where.items()}
+
+    def send(self, addresses: list[str]) -> None:
+        """Bring published files to the hosts of workers that `sync` knows."""
         for host in self._hosts:
-            if not host.is_ours and host.workers:
+            leader = next((w for w in host.workers if w in addresses), None)
+            if leader is not None and not host.is_ours:
                 for relative in self._published:
                     if relative not in host.sent:
-                        self._ship(relative, host)
+                        host.withdrawn -= {relative, Path(relative).parts[0]}
+                        try:
+                            self._ship(relative, host, leader)
+                        except BaseException:
+                            host.withdrawn.add(relative)  # what there is of it
+                            raise
                         host.sent.add(relative)
-        return where
 
     def close(self) -> None:
         """Delete everything."""
-        for host in self._hosts:
-            for worker in host.workers if not host.is_ours else ():
-                with suppress(Exception):  # the worker may be gone; another one of the host is not
-                    self.client.run(remove_tree, host.directory, workers=[worker])
-                    break
+        copies = [host.directory for host in self._hosts if not host.is_ours]
+        if copies:  # whoever is on those hosts now, in the place of workers that are gone
+            with suppress(Exception):  # the scheduler may be gone
+                self.client.run(_remove_copies, copies, self.token, on_error="ignore")
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _locate(self, addresses: list[str]) -> dict[str, str]:
-        for host in self._hosts:
-            host.workers = [w for w in host.workers if w in addresses]
-        known = {w for h in self._hosts for w in h.workers}
-        left = [a for a in addresses if a not in known]
-        for host in self._hosts:
-            left = self._assign(host, left)
-        while left:
-            found = self.client.run(_make_directory, self.token, workers=left[:1])
-            host = _Host(*found[left[0]])
+    def _locate(self, addresses: list[str]) -> dict[str, _Host]:
+        found = self._find(self._hosts, addresses)
+        while left := [a for a in addresses if a not in found]:
+            wish = "make a directory for temporary files"
+            made = cluster.ask(self.client, left[:1], wish, _make_directory, self.token)
+            host = _Host(*made[left[0]])
             self._hosts.append(host)
-            rest = self._assign(host, left)
-            if len(rest) == len(left):
-                raise ClusterError(
+            found |= self._find([host], left)
+            if left[0] not in found:
+                raise UnusableError(
                     f"worker {left[0]} cannot read {host.directory}, which it has just made; "
-                    "give its user a writable directory for temporary files (TMPDIR)"
+                    "give its user a writable directory for temporary files (TMPDIR)",
+                    left[0],
                 )
-            left = rest
-        return {w: h.directory for h in self._hosts for w in h.workers}
+        for host in self._hosts:
+            others = [w for w in host.workers if w not in found]
+            host.workers = [a for a in addresses if found[a] is host] + others
+        return found
 
-    def _assign(self, host: _Host, workers: list[str]) -> list[str]:
-        """Give a host its workers; return the others."""
-        if not workers:
-            return []
-        probe = str(Path(host.directory) / PROBE)
-        answers = self.client.run(_read_probe, probe, workers=workers)
-        own = [w for w in workers if answers.get(w) == (host.boot, self.token)]
-        host.workers += own
-        return [w for w in workers if w not in own]
+    def _find(self, hosts: list[_Host], addresses: list[str]) -> dict[str, _Host]:
+        """Return the host of each worker, if it is among these."""
+        probes = [str(Path(host.directory) / PROBE) for host in hosts]
+        answers = cluster.ask(self.client, addresses, "read files", _read_probes, probes)
+        found: dict[str, _Host] = {}
+        for address, (boot, tokens) in answers.items():
+            for host, token in zip(hosts, tokens, strict=True):
+                if token == self.token and boot == host.boot:
+                    found.setdefault(address, host)
+        return found
 
-    def _ship(self, relative: str, host: _Host) -> None:
+    def _delete_withdrawn(self) -> None:
+        """Delete on other hosts what was withdrawn; later where none of their workers is there."""
+        hosts = [host for host in self._hosts if host.withdrawn]
+        if not hosts:
+            return
+        with suppress(Exception):  # the scheduler may be gone
+            there = cluster.workers_of(self.client)
+            leaders = {}
+            for host in hosts:
+                leader = next((w for w in host.workers if w in there), None)
+                if leader is not None:
+                    leaders[leader] = host
+            paths = {
+                leader: [str(Path(host.directory) / name) for name in host.withdrawn]
+                for leader, host in leaders.items()
+            }
+            done = self.client.run(_remove_all, paths, workers=list(paths), on_error="ignore")
+            for leader in done:
+                leaders[leader].withdrawn.clear()
+
+    def _ship(self, relative: str, host: _Host, leader: str) -> None:
         source, target = self.root / relative, str(Path(host.directory) / relative)
-        leader, size = host.workers[:1], (self.root / relative).stat().st_size
+        size = source.stat().st_size
         digest = hashlib.sha256()
         data = np.memmap(source, np.uint8, "r") if size else np.empty(0, np.uint8)
-        self.client.submit(_create, target, workers=leader, pure=False).result()
+
+        wish = f"take the file {target}"
+
+        def call(function: Callable[..., Any], *args: Any) -> Any:
+            key = f"{SENT}-{secrets.token_hex(16)}"
+            future = self.client.submit(
+                function, target, *args, workers=[leader], pure=False, key=key
+            )
+            return cluster.result_of(self.client, future, leader, wish)
+
+        call(_create)
         for offset in range(0, size, CHUNK_BYTES):
             chunk = np.asarray(data[offset : offset + CHUNK_BYTES])
             digest.update(chunk.data)
-            (sent,) = self.client.scatter([chunk], workers=leader, direct=True, hash=False)
-            written = self.client.submit(_write, target, offset, sent, workers=leader, pure=False)
-            written.result()
-        found = self.client.submit(_sha256, target, workers=leader, pure=False).result()
+            try:
+                key = f"{SENT}-{secrets.token_hex(16)}"
+                sent = self.client.scatter({key: chunk}, workers=[leader], direct=True, hash=False)
+            except OSError as e:
+                raise cluster.unusable(leader, wish, e) from e
+            call(_write, offset, sent.pop(key))
+        found = call(_sha256)
         if found != digest.hexdigest():
-            raise ClusterError(
-                f"{relative} arrived damaged on {leader[0]}: its SHA-256 is {found}, "
-                f"{digest.hexdigest()} was sent; try again, and check the disk of that host"
+            raise UnusableError(
+                f"{relative} arrived damaged on {leader}: its SHA-256 is {found}, "
+                f"{digest.hexdigest()} was sent; try again, and check the disk of that host",
+                leader,
             )
 
 
@@ -155,11 +220,14 @@ def boot_id() -> str:
 # -- called on workers -----------------------------------------------------------------------
 
 
-def _read_probe(path: str) -> tuple[str, str | None]:
-    try:
-        return boot_id(), Path(path).read_text()
-    except OSError:
-        return boot_id(), None
+def _read_probes(paths: list[str]) -> tuple[str, list[str]]:
+    return boot_id(), [_read(path) for path in paths]
+
+
+def _read(path: str) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return Path(path).read_text()
+    return ""
 
 
 def _make_directory(token: str) -> tuple[str, str]:
@@ -184,12 +252,23 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remove(path: str) -> None:
-    if Path(path).is_dir():
+def _remove(path: Path) -> None:
+    if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
-            Path(path).unlink()
+            path.unlink()
+
+
+def _remove_all(paths: dict[str, list[str]], dask_worker: Any) -> None:
+    for path in paths[dask_worker.address]:
+        _remove(Path(path))
+
+
+def _remove_copies(directories: list[str], token: str) -> None:
+    for directory in directories:
+        if _read(str(Path(directory) / PROBE)) == token:
+            remove_tree(directory)
 
 
 def remove_tree(path: str) -> None:

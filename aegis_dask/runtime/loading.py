@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
-from distributed.client import Future
 from numpy.typing import NDArray
 
 from aegis_dask.ckks.bootstrapping.keys import BootstrappingKeys
@@ -21,7 +20,7 @@ from aegis_dask.ckks.keys import EvaluationKeys
 from aegis_dask.ckks.parameters import Parameters
 from aegis_dask.config import CPU
 from aegis_dask.dashboard.monitor import OPENED
-from aegis_dask.errors import AegisError, ClusterError, DeviceFailedError
+from aegis_dask.errors import DeviceFailedError
 from aegis_dask.placement.devices import GPU_SPEED
 from aegis_dask.runtime import cluster, plugin
 from aegis_dask.runtime import context as contexts
@@ -47,7 +46,7 @@ class Loaded:
     weights
         Directory of its weights there, "" without files.
     opened
-        Workers that have opened it, and the backend of each.
+        Workers that have opened it when they were asked last, and the backend of each.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Loaded:
 
 @dataclass
 class _Weights:
-    files: list[Path]
+    files: list[Path] = field(default_factory=list)
     users: int = 0
 
 
@@ -79,10 +78,13 @@ class Loader:
         Brings files to the workers.
     in_process
         Workers are threads of this process, and share its objects.
+    owner
+        Whose contexts they are, for the workers: Dask's client may be replaced.
     """
 
-    def __init__(self, client: Client, hosts: Hosts, in_process: bool) -> None:
+    def __init__(self, client: Client, hosts: Hosts, in_process: bool, owner: str) -> None:
         self.client, self._hosts, self._in_process = client, hosts, in_process
+        self._owner = owner
         self._loaded: list[Loaded] = []
         self._weights: dict[str, _Weights] = {}
         self._lock = threading.RLock()
@@ -93,17 +95,26 @@ class Loader:
         keys: EvaluationKeys | BootstrappingKeys | None,
         store: Store,
     ) -> Loaded:
-        """Write a context for the workers, which open it with `open`."""
+        """Write a context for the workers, which open it with `open`.
+
+        Raises
+        ------
+        ClusterError
+            If its files cannot be written.
+        """
         if keys is not None and params is None:
             params = keys.evaluation.params if isinstance(keys, BootstrappingKeys) else keys.params
         loaded = Loaded(uuid.uuid4().hex[:12], Context(params, keys, dict(store)))
         with self._lock:
+            self._loaded.append(loaded)
             if self._in_process:
                 contexts.SHARED[loaded.name] = loaded.context
-            else:
+                return loaded
+            try:
                 self._write(loaded)
-            self._loaded.append(loaded)
-            self._allow_for_maps()
+            except BaseException:
+                self.unload(loaded)
+                raise
         return loaded
 
     def unload(self, loaded: Loaded) -> None:
@@ -140,38 +151,40 @@ class Loader:
 
         Raises
         ------
-        ClusterError
-            If a worker cannot.
+        UnusableError
+            If a worker cannot, or is gone.
         DeviceLostError
             If a worker cannot because its GPU has failed.
         """
+        # They are asked every time: a process may be another one at the same address, or have been
+        # told that we are gone.
+        found = cluster.ask(self.client, where, "be asked", plugin.opened, loaded.name)
+        missing = [address for address in where if not found[address]]
+        known = found | loaded.opened
+        loaded.opened = {a: backend for a, backend in known.items() if a not in missing}
+        if not missing:
+            return
+        self._allow_for_maps()
         opening = {
             address: self.client.submit(
                 plugin.open_context,
                 loaded.name,
-                str(Path(directory) / loaded.name),
-                self.client.id,
+                str(Path(where[address]) / loaded.name),
+                self._owner,
                 workers=[address],
                 pure=False,
                 key=f"{OPENED}-{uuid.uuid4().hex}",
             )
-            for address, directory in where.items()
-            if address not in loaded.opened
+            for address in missing
         }
-        try:
-            # One by one: an interrupted `gather` of several prints errors.
-            for address, future in opening.items():
-                loaded.opened[address] = _opened(address, future)
-        except AegisError:
-            raise
-        except Exception as e:
-            raise ClusterError(f"a worker cannot open keys and weights: {e}") from e
-
-    def forget_workers(self) -> None:
-        """Take note that all workers are new, and have opened nothing."""
-        with self._lock:
-            for loaded in self._loaded:
-                loaded.opened.clear()
+        # One by one: an interrupted `gather` of several prints errors.
+        for address, future in opening.items():
+            wish = "open keys and weights"
+            try:
+                backend = cluster.result_of(self.client, future, address, wish)
+            except DeviceFailedError as e:
+                raise DeviceLostError(f"worker {address} cannot {wish}: {e}", address) from e
+            loaded.opened[address] = str(backend)
 
     def close(self) -> None:
         """Unload everything."""
@@ -182,13 +195,12 @@ class Loader:
         context, root = loaded.context, self._hosts.root
         if context.store:
             loaded.weights = f"weights-{_digest(context.store)}"
-            shared = self._weights.get(loaded.weights)
-            if shared is None:
-                files = contexts.write_weights(context.store, root / loaded.weights)
-                shared = _Weights([Path(loaded.weights) / file for file in files])
-                self._weights[loaded.weights] = shared
-                self._publish(shared.files)
+            shared = self._weights.setdefault(loaded.weights, _Weights())
             shared.users += 1
+            if not shared.files:
+                files = contexts.write_weights(context.store, root / loaded.weights)
+                shared.files = [Path(loaded.weights) / file for file in files]
+                self._publish(shared.files)
         directory = root / loaded.name
         contexts.write_context(context, directory, loaded.weights)
         context.keys = None  # the workers have them in files
@@ -206,13 +218,6 @@ class Loader:
         files += [file for shared in self._weights.values() for file in shared.files]
         size = sum((self._hosts.root / file).stat().st_size for file in files)
         cluster.allow_for_maps(self.client, size)
-
-
-def _opened(address: str, future: Future) -> str:
-    try:
-        return str(future.result())
-    except DeviceFailedError as e:
-        raise DeviceLostError(f"worker {address} cannot open keys and weights: {e}", address) from e
 
 
 def _digest(store: Store) -> str:

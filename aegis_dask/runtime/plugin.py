@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-from distributed import WorkerPlugin, get_worker
+from distributed import SchedulerPlugin, WorkerPlugin, get_worker
 from distributed.spill import SpillBuffer
 
 from aegis_dask.config import CPU
@@ -37,6 +38,37 @@ from aegis_dask.runtime.measure import (
 from aegis_dask.runtime.serialization import register
 from aegis_dask.runtime.worker import PLUGIN, RunSpec, RunState
 
+OWNERS = "aegis-owners"
+"""Name of the plugin of the scheduler."""
+GRACE_SECONDS = 300.0
+"""So long may an owner be away: a network may fail, and Dask's client be replaced by another."""
+
+
+class UnpreparedError(ClusterError):
+    """A worker has not what a run needs: its process is another than the one that was given it."""
+
+
+class Owners(SchedulerPlugin):
+    """Knows which of Dask's clients stand for which owner of contexts, and when they left."""
+
+    name = OWNERS
+    idempotent = True  # a second client of the cluster finds this one's
+
+    def __init__(self) -> None:
+        self.clients: dict[str, str] = {}  # client -> owner
+        self.left: dict[str, float] = {}  # owner -> when the last of its clients went
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Take note that a client has gone."""
+        if client in self.clients:
+            self.left[self.clients[client]] = time.monotonic()
+
+    def alive(self, clients: Collection[str]) -> set[str]:
+        """Return the owners that have one of these clients, or had until a short while ago."""
+        since = time.monotonic() - GRACE_SECONDS
+        recent = {owner for owner, left in self.left.items() if left > since}
+        return recent | {owner for client, owner in self.clients.items() if client in clients}
+
 
 class AegisPlugin(WorkerPlugin):
     """Holds what the tasks on a worker need, loaded once, and listens to its transfers.
@@ -54,7 +86,7 @@ class AegisPlugin(WorkerPlugin):
     def __init__(self, is_local: bool = False) -> None:
         self.is_local = is_local
         self.contexts: dict[str, Context] = {}
-        self.owners: dict[str, tuple[str, str]] = {}  # context -> client, directory
+        self.owners: dict[str, tuple[str, str]] = {}  # context -> owner, directory
         self.runs: dict[str, RunState] = {}
         self.makers: dict[Any, str] = {}  # key of a task -> address of the worker that runs it
         self._lock: threading.Lock | None = None
@@ -86,7 +118,7 @@ class AegisPlugin(WorkerPlugin):
     def start(self, spec: RunSpec, threads: int | None) -> None:
         """Begin a run."""
         if spec.context not in self.contexts:
-            raise ClusterError(f"context {spec.context} has not been opened on this worker")
+            raise UnpreparedError("its keys and weights have not been opened; run again")
         assert self._lock is not None
         reset_peak_memory()
         keys = make_keys(spec.program, spec.tasks, spec.run)
@@ -161,17 +193,17 @@ def plugin_of(worker: Any) -> AegisPlugin:
 
     Raises
     ------
-    ClusterError
+    UnpreparedError
         If the worker does not have it.
     """
     found = worker.plugins.get(PLUGIN)
     if not isinstance(found, AegisPlugin):
-        raise ClusterError(f"worker {worker.address} lacks the plugin; open a new Executor")
+        raise UnpreparedError(f"worker {worker.address} lacks the plugin; open a new Executor")
     return found
 
 
 def open_context(name: str, directory: str, owner: str) -> str:
-    """Open a context of a client on the worker that runs this task, and load its kernels.
+    """Open a context of an owner on the worker that runs this task, and load its kernels.
 
     Returns the worker's backend.
     """
@@ -186,6 +218,12 @@ def open_context(name: str, directory: str, owner: str) -> str:
     return backend_name()
 
 
+def opened(name: str, dask_worker: Any) -> str:
+    """Return the worker's backend if it has opened a context, else ""."""
+    found = dask_worker.plugins.get(PLUGIN)
+    return backend_name() if isinstance(found, AegisPlugin) and name in found.contexts else ""
+
+
 def close_context(name: str, dask_worker: Any) -> None:
     """Drop a context."""
     plugin = plugin_of(dask_worker)
@@ -194,12 +232,12 @@ def close_context(name: str, dask_worker: Any) -> None:
 
 
 def bury(alive: Collection[str], dask_worker: Any) -> None:
-    """Drop what clients have left that ended without a word, keys on the disk included.
+    """Drop what owners have left that ended without a word, keys on the disk included.
 
     Parameters
     ----------
     alive
-        Identifiers of the clients that there are.
+        The owners that there are.
     """
     plugin = plugin_of(dask_worker)
     dead = {name: where for name, (owner, where) in plugin.owners.items() if owner not in alive}
@@ -208,6 +246,12 @@ def bury(alive: Collection[str], dask_worker: Any) -> None:
         remove_tree(str(Path(where).parent))
     for run in [r for r, state in plugin.runs.items() if state.spec.context in dead]:
         plugin.forget(run)
+
+
+def knows(run: str, dask_worker: Any) -> bool:
+    """Whether a worker has been told of a run."""
+    found = dask_worker.plugins.get(PLUGIN)
+    return isinstance(found, AegisPlugin) and run in found.runs
 
 
 def start_run(path: str, threads: int | None, dask_worker: Any) -> None:
@@ -247,3 +291,14 @@ def running_tasks(dask_worker: Any) -> dict[str, int]:
     if not isinstance(found, AegisPlugin):
         return {}
     return {run: len(state.active) for run, state in found.runs.items()}
+
+
+# -- called on the scheduler -----------------------------------------------------------------
+
+
+def introduce(owner: str, client: str, dask_scheduler: Any) -> set[str]:
+    """Tell the scheduler for whom a client stands; return the owners that are there."""
+    owners = dask_scheduler.plugins[OWNERS]
+    owners.clients[client] = owner
+    found: set[str] = owners.alive(dask_scheduler.clients)
+    return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from distributed import Client
 
 from aegis_dask.errors import ClusterError
 from aegis_dask.runtime import cluster, plugin
+from aegis_dask.runtime.cluster import UnusableError
 from aegis_dask.runtime.events import Events
 from aegis_dask.runtime.hosts import Hosts
 from aegis_dask.runtime.loading import Loaded, Loader
-from aegis_dask.runtime.session import DeviceLostError
+from aegis_dask.runtime.session import DeviceLostError, WorkerLostError
 from aegis_dask.runtime.watch import install_monitor
 from aegis_dask.runtime.worker import PLUGIN
 
@@ -36,7 +39,7 @@ class Site:
     client
         Connected to the cluster.
     stack
-        Closes it.
+        Closes it, or what has taken its place.
     directory, ship
         As for `Executor.connect`.
     in_process
@@ -54,6 +57,8 @@ class Site:
         Of worker 0, 1, ... of the next run, if all stay.
     again
         Connects once more, if the cluster is not ours.
+    checked
+        Workers whose versions have been looked at.
     """
 
     def __init__(
@@ -67,15 +72,18 @@ class Site:
         join_seconds: float,
     ) -> None:
         self.client, self.in_process, self.join_seconds = client, in_process, join_seconds
+        stack.callback(lambda: cluster.close_client(self.client))  # last: the others need it
+        self._owner = secrets.token_hex(8)
         self.hosts = Hosts(client, directory, ship)
         stack.callback(self.hosts.close)
-        self.loader = Loader(client, self.hosts, in_process)
+        self.loader = Loader(client, self.hosts, in_process, self._owner)
         stack.callback(self.loader.close)
         self.events = Events(client)
         self.lock = threading.RLock()
         self.addresses: list[str] = []
         self.again: Callable[[], Client] | None = None
-        self._scheduler = ""
+        self.checked: set[str] = set()
+        self._introduced = ("", "")  # identifiers: to which scheduler, and as which client
         self._introduce()
 
     @property
@@ -85,7 +93,7 @@ class Site:
 
     def count(self) -> int:
         """Return how many workers the cluster has."""
-        with self.lock:
+        with self.lock, _reached():
             self.find_scheduler()
             return len(cluster.workers_of(self.client))
 
@@ -93,9 +101,17 @@ class Site:
         """Wait for workers, and open a context where it is not; return their directories.
 
         In the order in which a run numbers the workers. With `takes_fewer` those that there are
-        after the time to wait will do.
+        after the time to wait will do. A worker that was not among the last ones, and cannot be
+        used, is left out where there are others.
+
+        Raises
+        ------
+        WorkerLostError
+            If a worker is lost meanwhile.
+        ClusterError
+            If workers are missing, or one of the last ones cannot be used.
         """
-        with self.lock:
+        with self.lock, _reached():
             self.find_scheduler()
             try:
                 found = cluster.wait_for_workers(self.client, count, self.join_seconds)
@@ -103,19 +119,43 @@ class Site:
                 found = cluster.workers_of(self.client)
                 if not takes_fewer or not found:
                     raise
-            # Those of before first: one that joined late is taken if another is gone.
-            ordered = sorted(cluster.in_order(found), key=lambda a: a not in self.addresses)
-            chosen = set(ordered[:count])
-            self.addresses = [a for a in cluster.in_order(found) if a in chosen]
-            found_in = self.hosts.sync(self.addresses)
-            where = {address: found_in[address] for address in self.addresses}
-            try:
-                self.loader.open(loaded, where)
-            except DeviceLostError as e:  # an earlier run has left it so
-                if self.restart(e.address):
-                    raise ClusterError(f"{e}. It has been started again: run again") from e
-                raise
-            return where
+            self.checked &= set(found)
+            loaded.opened = {a: backend for a, backend in loaded.opened.items() if a in found}
+            while True:
+                try:
+                    return self._bring(loaded, found, count)
+                except (UnusableError, DeviceLostError) as e:
+                    is_restarted = isinstance(e, DeviceLostError) and self.restart(e.address)
+                    is_new = e.address not in self.addresses
+                    if is_new and len(found) > (1 if takes_fewer else count):
+                        logger.warning("%s; the others go on without it", e)
+                        found = {a: info for a, info in found.items() if a != e.address}
+                        continue
+                    if is_restarted:  # an earlier run has left it so
+                        text = f"{e}. It has been started again: run again"
+                        raise WorkerLostError(text) from e
+                    if isinstance(e, DeviceLostError):
+                        raise ClusterError(str(e)) from e
+                    raise
+
+    def _bring(
+        self, loaded: Loaded, found: Mapping[str, dict[str, Any]], count: int
+    ) -> dict[str, str]:
+        """Give so many of these workers what they need; return their directories."""
+        in_order = cluster.in_order(dict(found))
+        # Those of before first: one that joined late is taken if another is gone.
+        chosen = set(sorted(in_order, key=lambda a: a not in self.addresses)[:count])
+        addresses = [a for a in in_order if a in chosen]
+        new = chosen - self.checked
+        if new and self.again is not None:
+            for address, why in cluster.unfit_workers(self.client, new).items():
+                raise UnusableError(why, address)
+            self.checked |= new
+        found_in = self.hosts.sync(addresses)
+        where = {address: found_in[address] for address in addresses}
+        self.loader.open(loaded, where)
+        self.addresses = addresses
+        return where
 
     def restart(self, address: str) -> bool:
         """Start the process of a worker again; False if nothing would do that (it has no nanny)."""
@@ -130,14 +170,17 @@ class Site:
 
     def _introduce(self) -> None:
         """Give scheduler and workers, those to come too, what they need of us."""
-        self._scheduler = cluster.identity_of(self.client)["id"]
+        client, scheduler = self.client, cluster.identity_of(self.client)["id"]
         on_their_own = self.is_local and not self.in_process
-        self.client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
-        install_monitor(self.client)
-        self.client.run(plugin.bury, self.client.run_on_scheduler(_clients), on_error="ignore")
+        client.register_plugin(plugin.Owners(), name=plugin.OWNERS)
+        alive = client.run_on_scheduler(plugin.introduce, self._owner, client.id)
+        client.register_plugin(plugin.AegisPlugin(on_their_own), name=PLUGIN)
+        install_monitor(client)
+        client.run(plugin.bury, alive, on_error="ignore")
+        self._introduced = scheduler, client.id
 
     def find_scheduler(self) -> None:
-        """Notice that the scheduler has been started again; wait for it if it is away.
+        """Notice that the scheduler, or our client, is another one; wait if it is away.
 
         Raises
         ------
@@ -147,9 +190,10 @@ class Site:
         deadline = time.monotonic() + self.join_seconds
         while True:
             try:
-                if cluster.identity_of(self.client)["id"] != self._scheduler:
+                scheduler = cluster.identity_of(self.client)["id"]
+                if scheduler != self._introduced[0]:
                     logger.warning("the scheduler has been started again")
-                    self.loader.forget_workers()
+                if (scheduler, self.client.id) != self._introduced:
                     self._introduce()
                 return
             except (OSError, TimeoutError) as e:
@@ -161,6 +205,7 @@ class Site:
             time.sleep(RECONNECT_SECONDS)
             with suppress(ClusterError):
                 client = self.again()
+                cluster.close_client(self.client)
                 for user in (self, self.hosts, self.loader, self.events):
                     user.client = client
 
@@ -179,10 +224,24 @@ class Site:
             return ""
         path = self.hosts.root / LOAD
         with self.lock:
-            if not path.exists():
-                path.write_bytes(bytes(workers))
+            path.touch()
+            if path.stat().st_size < workers:  # of an earlier run on fewer
+                os.truncate(path, workers)
         return str(path)
 
 
-def _clients(dask_scheduler: Any) -> list[str]:
-    return list(dask_scheduler.clients)
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Say what it means when the block loses a worker or the scheduler."""
+    try:
+        yield
+    except UnusableError as e:
+        if not e.is_lost:
+            raise
+        raise WorkerLostError(f"{e}; run again") from e
+    except Exception as e:
+        if not cluster.is_lost(e):
+            raise
+        raise WorkerLostError(
+            f"the connection to the scheduler or to a worker was lost: {e!r}; run again"
+        ) from e

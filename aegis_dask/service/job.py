@@ -159,10 +159,11 @@ class Job:
         reference = self.graph.reference
         return None if reference is None else _call(self, "reference", reference, x)
 
-    def simulate(self, x: Float) -> tuple[Float, float]:
+    def simulate(self, x: Float, noise_bits: float | None = None) -> tuple[Float, float]:
         """Run the program on `x` in plain, with the packing and polynomials of the encrypted run.
 
         Takes a smaller ring's slots than the job where that is possible: the values are the same.
+        With `noise_bits` operations make errors of that size (see `Simulated`).
 
         Returns
         -------
@@ -174,7 +175,7 @@ class Job:
         packing = replace(self.packing, slots=slots)
         layout = hidden_layout(self.model, packing)
         program = _capture(self.graph, self.model, self.layers, packing)
-        arithmetic: Any = Simulated()
+        arithmetic: Any = Simulated(noise_bits)
         inputs = {INPUT: packing.pack(x, layout)}
         with np.errstate(all="ignore"):  # far outside the intervals polynomials overflow
             outputs = run(program, arithmetic, inputs, self.model.tensors())
@@ -348,12 +349,17 @@ def make_job(
     simulated = job(smallest, None)
     if not encrypted:
         return simulated
-    depth = max(2, simulated.program.depth)
+    depth = needed = max(2, simulated.program.depth)
     if slots or allow_insecure:
         return job(smallest, parameters_for(depth, smallest, scale_bits, allow_insecure))
     for size in _powers(smallest, 1 << (MAX_LOG_N - 1)):
         try:
-            return job(size, parameters_for(depth, size, scale_bits))
+            made = job(size, parameters_for(depth, size, scale_bits))
+            # Several lanes, where there are slots for them, can take more levels.
+            needed = max(needed, made.program.depth)
+            if made.program.depth > made._params.max_level:
+                made = replace(made, params=parameters_for(made.program.depth, size, scale_bits))
+            return made
         except ParameterError:
             continue
     found = []
@@ -366,7 +372,7 @@ def make_job(
         except LevelError:  # too few levels for one operation, or nothing that can be refreshed
             continue
     if not found:
-        raise ParameterError(_no_parameters(graph, depth, smallest, scale_bits))
+        raise ParameterError(_no_parameters(graph, needed, smallest, scale_bits))
     return min(found, key=lambda j: j.analysis.total.seconds)
 
 

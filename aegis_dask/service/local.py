@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from distributed import system
 from numpy.typing import NDArray
 
 from aegis_dask.ckks.bootstrapping.bootstrapper import working_bytes as bootstrapping_bytes
+from aegis_dask.ckks.noise import NoiseModel
 from aegis_dask.ckks.precision import PrecisionStats, precision_stats
 from aegis_dask.errors import ClusterError, ParameterError, RangeError
 from aegis_dask.models.calibration import check_inside
@@ -35,6 +37,11 @@ from aegis_dask.service.sources import Ids
 Float = NDArray[np.float64]
 TEMPORARIES = 1.5
 """What a stage takes while it computes, beside what it is given and gives."""
+DELICATE = 1024
+"""How much smaller than softmax denominators the noise must be to need no look at it."""
+NOISE_SHARE, NOISY_RANGE = 0.05, 1.5
+"""What the noise may change, of the largest result; and how far inputs of polynomials may be from
+the middle of their ranges with it, which simulations of texts at a limit pass by little."""
 
 
 class Watch(Protocol):
@@ -124,7 +131,8 @@ def prepare(job: Job, ids: Ids) -> Prepared:
     TextError
         If the text is too long.
     RangeError
-        If a value leaves the range that a polynomial was fitted on.
+        If a value leaves the range that a polynomial was fitted on, or the noise of the encryption
+        would spoil the result.
     """
     job = job.for_length(len(ids))
     embedded, valid = embed(job.model, ids)
@@ -138,7 +146,41 @@ def prepare(job: Job, ids: Ids) -> Prepared:
             "calibrated range for this text; the encrypted result would be meaningless. Calibrate "
             "with texts like this one, or give the graph inputs like those of the calibrated layers"
         )
+    if job.params is not None and _is_delicate(job):
+        _check_noise(job, x, simulated)
     return Prepared(job, x, job.reference(x), simulated)
+
+
+def _is_delicate(job: Job) -> bool:
+    """Whether the noise may disturb the softmax: sums of it are near the smallest denominators."""
+    sums = 2.0 ** -_noise_bits(job) * sqrt(job.packing.tokens)
+    return any(layer.fits.inverse.t0 - 1 < DELICATE * sums for layer in job.layers)
+
+
+def _noise_bits(job: Job) -> float:
+    """Return -log2 of the error of an operation."""
+    model = NoiseModel(job.analysis.params)
+    return model.bits(model.rounding(1))
+
+
+def _check_noise(job: Job, x: Float, simulated: Float) -> None:
+    """Refuse a text whose result the noise of the encryption would spoil.
+
+    The longer a text, the smaller some of its denominators are beside the largest one, and 1/y of
+    what the noise makes negative is anything. Twice the noise is simulated, for what one draw of it
+    does not show.
+    """
+    bits = _noise_bits(job)
+    with np.errstate(all="ignore"):
+        noisy, largest = job.simulate(x, bits - 1)
+        error = float(np.abs(noisy - simulated).max())
+    if not error <= NOISE_SHARE * np.abs(simulated).max() or not largest <= NOISY_RANGE:
+        raise RangeError(
+            f"the noise of the encryption (2^-{bits:.0f} in each operation) would spoil the result "
+            f"for this text of {len(x)} tokens: some of its softmax denominators are too small "
+            "beside others. Take a shorter text and keys for fewer tokens, or a larger scale "
+            "(--scale-bits 45) if the program needs no bootstrapping"
+        )
 
 
 def check_memory(job: Job, workers: int = 1) -> None:

@@ -5,12 +5,14 @@
 
 Directory and environment must be the same on all nodes (a shared file system). It needs
 ``pip install dask-jobqueue``. ``--print`` shows the job script and submits nothing. In another
-terminal: ``aegis run GRAPH --text TEXT --scheduler ADDRESS --tls certs``.
+terminal: ``aegis run GRAPH --text TEXT --scheduler ADDRESS --tls certs --timeout 3600``, which
+waits for the first worker.
 """
 
 import argparse
 import socket
 import threading
+from urllib.parse import urlsplit
 
 import dask.config
 from dask_jobqueue import SLURMCluster
@@ -61,6 +63,12 @@ def make_cluster(options: argparse.Namespace) -> SLURMCluster:
     )
 
 
+def address_of(cluster: SLURMCluster, host: str) -> str:
+    """Return the scheduler's address by the name that was given: certificates are for names."""
+    port = urlsplit(cluster.scheduler_address).port
+    return f"tls://[{host}]:{port}" if ":" in host else f"tls://{host}:{port}"
+
+
 def main() -> None:
     options = parse()
     dask.config.set(CONFIG)  # the scheduler is in this process
@@ -72,7 +80,8 @@ def main() -> None:
             cluster.scale(jobs=options.workers)
         else:
             cluster.adapt(Adaptive=AdaptiveWorkers, minimum=options.least, maximum=options.workers)
-        print(f"scheduler: {cluster.scheduler_address}, dashboard: {cluster.dashboard_link}")
+        address = address_of(cluster, options.listen)
+        print(f"scheduler: {address}, dashboard: {cluster.dashboard_link}")
         print("Ctrl-C ends the cluster and its jobs.")
         try:
             threading.Event().wait()

@@ -233,7 +233,7 @@ def test_texts_repeated_too_often_are_refused() -> None:
     found, e, _ = attend(plain, x, Packing(64, 32, 1), plain.ranges(x))
     np.testing.assert_allclose(found, plain(x), atol=1e-5)
     assert e.largest <= 1
-    with pytest.raises(ProgramError, match=r"repeated 64 times.*Packing\.for_length"):
+    with pytest.raises(ProgramError, match=r"repeated 64 times.*texts of at least 2 tokens"):
         attend(plain, x, Packing(64, 64, 1), plain.ranges(x))
 
 

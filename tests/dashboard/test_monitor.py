@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
@@ -104,6 +106,23 @@ def test_a_run_is_a_span_of_dask_that_is_forgotten(
     assert not known.root_spans
     assert not list(known.find_by_tags("spanned"))
     assert known.spans  # workers may still tell of them
+
+
+def test_spans_of_files_that_were_sent_are_forgotten_too(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, keys = executor.client, [f"send-file-{uuid.uuid4().hex}" for _ in range(2)]
+    sent = client.scatter({keys[0]: np.ones(3)}, direct=True, hash=False)
+    assert client.submit(np.sum, sent[keys[0]], key=keys[1], pure=False).result() == 3.0
+    sent.clear()
+    known = client.cluster.scheduler.extensions["spans"]
+    assert any(group.name == "send-file" for span in known.root_spans for group in span.groups)
+    monkeypatch.setattr(monitor, "SPAN_SECONDS", 0.0)
+    executor.run(PROGRAM, X, **HOW)
+    deadline = time.monotonic() + 10
+    while known.root_spans and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not known.root_spans
 
 
 def test_a_task_that_fails_is_told_with_words_of_ours(executor: Executor) -> None:

@@ -127,6 +127,8 @@ def test_a_broken_configuration_is_refused(folder: Path, content: bytes, message
         ("hidden_act", "gelu_new", "hidden_act is 'gelu_new', supported is gelu"),
         ("hidden_act", "relu", "hidden_act is 'relu', supported is gelu"),
         ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'"),
+        ("is_decoder", True, "is_decoder is True, supported is False"),
+        ("add_cross_attention", True, "add_cross_attention is True, supported is False"),
         ("num_attention_heads", 3, "3 heads do not divide a width of 8"),
         ("hidden_size", "8", "hidden is '8'; it must be a positive integer"),
         ("num_hidden_layers", 0, "layers is 0; it must be a positive integer"),
@@ -150,6 +152,13 @@ def test_a_configuration_without_sizes_is_refused(tmp_path: Path, tiny: BertMode
     del config["hidden_size"], config["vocab_size"]
     with pytest.raises(ModelError, match=r"config\.json lacks hidden_size, vocab_size"):
         load_bert(write_folder(tmp_path, tiny, config))
+
+
+def test_layers_that_do_more_are_refused(tmp_path: Path, tiny: BertModel) -> None:
+    tensors = hugging_face_tensors(tiny)
+    tensors["encoder.layer.1.crossattention.self.query.weight"] = np.zeros((8, 8), np.float32)
+    with pytest.raises(ModelError, match=r"holds 1 tensors of layers.*layer\.1\.crossattention"):
+        load_bert(write_folder(tmp_path, tiny, tensors=tensors))
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path, tiny: BertModel) -> None:

@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegis_dask.ckks.polynomial import depth
 from aegis_dask.errors import LevelError
+from aegis_dask.program import operations
 from aegis_dask.program.graph import Capture, EncryptedTensor, Program, capture, stack
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.operations import Pair, Rotate
 from aegis_dask.program.refresh import (
     METHODS,
+    Budget,
     Refresh,
     eager,
     exact,
@@ -166,6 +169,60 @@ def test_an_operation_deeper_than_a_refresh_is_refused() -> None:
     for place in METHODS.values():
         with pytest.raises(LevelError, match=r"takes 5 levels.*gives 4"):
             place(program, 4)
+
+
+def two_paths(short: int) -> Program:
+    """A long path with a cheap early and a dear later place, added to one without; then 5 levels.
+
+    Only what is said to be within 1 can be refreshed.
+    """
+
+    def squares(x: EncryptedTensor, count: int) -> EncryptedTensor:
+        for _ in range(count):
+            x = x.square()
+        return x
+
+    def build(c: Capture) -> None:
+        x = c.input("x", ())
+        early = squares(x, 2).within(1)
+        late = squares(stack([early] * 16), 3).within(1)
+        total = squares(late.sum(), 7) + squares(x, short)
+        c.output("y", total.chebyshev([0.0] * 31 + [1.0]))
+
+    return capture(SLOTS, build)
+
+
+def test_an_early_refresh_that_leaves_a_later_one_too_low_is_taken_back() -> None:
+    # After the cheap place the total comes at level 0, after the dear one at level 3.
+    program, budget = two_paths(7), Budget(10, 3, 2.0)
+    assert minimum_cut(program, budget).bootstraps == exact(program, budget).bootstraps == 17
+
+
+def test_what_no_placement_can_refresh_is_refused() -> None:
+    program, budget = two_paths(8), Budget(10, 3, 2.0)
+    with pytest.raises(LevelError, match=r"no placement was found"):
+        exact(program, budget)
+    with pytest.raises(LevelError, match=r"chebyshev in stage .* runs out of levels"):
+        minimum_cut(program, budget)
+
+
+def test_depths_of_polynomials_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(degree: int) -> int:
+        calls.append(degree)
+        return depth(degree)
+
+    def build(c: Capture) -> None:
+        x = c.input("x", ())
+        for _ in range(40):
+            x = x.chebyshev([0.0, 0.0, 0.0, 1.0])
+        c.output("y", x)
+
+    program = capture(SLOTS, build)
+    monkeypatch.setattr(operations, "depth", counted)
+    assert len(minimum_cut(program, 4).sites) >= 10
+    assert 0 < len(calls) <= 2 * len(program.nodes)
 
 
 def test_a_placement_explains_itself() -> None:

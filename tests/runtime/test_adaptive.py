@@ -43,3 +43,16 @@ def test_workers_come_with_a_run_and_go_after_it(tmp_path: Path) -> None:
     done = Counter(rotations.read_text().split())
     assert len(done) == 2
     assert sum(done.values()) == 2 * len(PROGRAM.stages) - 2  # nothing twice; an input is a stage
+
+
+def test_a_cluster_that_may_be_empty_has_a_worker_while_a_client_is_connected() -> None:
+    x = np.ones((4, SLOTS)) + 0j
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+        cluster.adapt(Adaptive=AdaptiveWorkers, maximum=2, interval="200ms", wait_count=2)
+        with Executor.connect(cluster.scheduler_address, timeout=60) as executor:
+            result = executor.run(PROGRAM, {"x": x}, interpreter="simulated")
+        deadline = time.monotonic() + 30
+        while cluster.workers and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not cluster.workers
+    assert np.array_equal(result.outputs["y"], x)

@@ -118,6 +118,17 @@ def test_a_malformed_index_is_not_used(tmp_path: Path, content: str) -> None:
     assert (found.groups, found.values) == (0, {})
 
 
+def test_other_files_in_the_directory_are_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "mine"
+    (directory / "folder").mkdir(parents=True)
+    others = [directory / "thesis.tex", directory / "a.value", directory / "folder" / "data"]
+    for file in others:
+        file.write_text("mine")
+    with Executor.local(2, 1, processes=False) as executor:
+        executor.run(PROGRAM, {"x": X}, interpreter="simulated", checkpoint=directory, **OPTIONS)
+    assert sorted(p for p in directory.rglob("*") if p.is_file()) == sorted(others)
+
+
 def test_values_are_read_as_they_were_written(tmp_path: Path) -> None:
     secret = KeyGenerator(PARAMS).secret_key()
     batch = Encryptor(PARAMS, secret).encrypt(np.zeros((4, SLOTS)))

@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster
 from aegis_dask.errors import ClusterError
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
-from aegis_dask.runtime import cluster, hosts
+from aegis_dask.runtime import cluster, hosts, plugin
 from aegis_dask.runtime.executor import Executor
 from tests.runtime.programs import integers, model, someone
 
@@ -139,8 +139,8 @@ class _Versions:
         assert probe() == cluster.__version__
         return self.ours["scheduler"]
 
-    def run(self, probe: Any) -> Any:
-        return {"tcp://w:1": self.ours["worker"]}
+    def run(self, probe: Any, workers: list[str], on_error: str) -> Any:
+        return {address: self.ours["worker"] for address in workers}
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_client_has_left_that_is_gone_is_cleaned_up(scheduler: LocalCluster) -> None:
+def test_what_a_client_has_left_that_is_gone_is_cleaned_up(
+    scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its keys would fill the disks of the workers' hosts."""
     done = subprocess.run(
         [sys.executable, "-c", VANISHING, scheduler.scheduler_address],
@@ -306,9 +308,13 @@ def test_what_a_client_has_left_that_is_gone_is_cleaned_up(scheduler: LocalClust
     left = Path(done.stdout.strip())
     assert left.is_dir(), done.stderr
     with Executor.connect(scheduler.scheduler_address) as executor:
+        time.sleep(1)
+        executor._site._introduce()
+        assert left.is_dir()  # it may only be cut off
+        monkeypatch.setattr(plugin, "GRACE_SECONDS", 0.0)  # the scheduler is in this process
         deadline = time.monotonic() + 10
         while left.exists() and time.monotonic() < deadline:  # until the scheduler has noticed
-            executor._introduce()
+            executor._site._introduce()
             time.sleep(0.1)
         assert not left.exists()
         own = {executor._prepared.name}

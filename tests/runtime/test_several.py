@@ -101,3 +101,24 @@ def test_a_plan_for_other_workers_is_refused(executor: Executor) -> None:
     with pytest.raises(ClusterError, match="for 3 workers, there are 2"):
         executor.run(PROGRAM_SLOW, {"x": X}, loaded=loaded, plan=other)
     executor.unload(loaded)
+
+
+def test_an_analysis_that_another_thread_adds_meanwhile_does_no_harm(executor: Executor) -> None:
+    class Level:
+        """A level that adds one more analysis when it is compared."""
+
+        def __eq__(self, other: object) -> bool:
+            executor._analyses.append(executor._analyses[0])
+            return False
+
+        __hash__ = None  # type: ignore[assignment]
+
+    who = someone()
+    loaded = executor.load(who.params, who.keys, STORE)
+    analysis = executor._analyse(PROGRAM, None, "encrypted", loaded)
+    assert analysis is not None
+    executor._analyses.append((PROGRAM, Level(), "", analysis))  # type: ignore[arg-type]
+    executor._analyses.rotate(1)
+    assert executor._analyse(PROGRAM, None, "encrypted", loaded) is analysis
+    executor._analyses.clear()
+    executor.unload(loaded)

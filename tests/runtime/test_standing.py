@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from aegis_dask.errors import ClusterError, ParameterError
 from aegis_dask.program.interpreter import run
 from aegis_dask.program.simulated import Simulated
 from aegis_dask.runtime import launch, standing
+from aegis_dask.runtime.certificates import make_certificates
 from aegis_dask.runtime.executor import Executor
-from aegis_dask.runtime.standing import Plan, commands
+from aegis_dask.runtime.standing import Plan, commands, record
 from tests.runtime.programs import SLOTS, SlowFactory, chain
 from tests.service.conftest import aegis, json_of, refused
 
@@ -74,6 +77,7 @@ def listening(process: psutil.Process) -> set[str]:
 def test_a_cluster_from_its_start_to_its_end(root: Path) -> None:
     made = json_of("cluster", "up", "first", "--workers", 2, "--threads", 1)
     assert made["address"].startswith("tls://127.0.0.1:")
+    assert record.load("first").machine == socket.gethostname()
     assert {ip for p in processes(root) for ip in listening(p)} == {"127.0.0.1"}
     ours = [p for p in root.rglob("*") if p.suffix in (".json", ".log", ".key", ".pem")]
     assert (
@@ -230,6 +234,62 @@ def test_workers_are_dealt_to_hosts_and_gpus(
     sharing = {s[2].get("DASK_AEGIS__DEVICE_WORKERS") for s in started}
     assert sharing == {"2" if gpus else None}  # three workers of a host on two GPUs
     (root / "x" / standing.STATE).unlink()
+
+
+def test_gpus_are_divided_as_they_were_at_first(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, str]] = []
+
+    def call(self: launch.Host, action: str, **request: Any) -> Any:
+        environment = request["environment"]
+        started.append((request["name"], environment["DASK_AEGIS__DEVICE_WORKERS"]))
+        return {"pid": 1, "started": 0.0, "log": "log"}
+
+    monkeypatch.setattr(launch.Host, "call", call)
+    hosts = (launch.Host(),)
+    state = standing.Standing("x", "tls://127.0.0.1:1", "tls", hosts, {"local": 1}, "1.0", 2)
+    (root / "x").mkdir(parents=True)
+    state = commands._start_workers(state, 3, quiet)
+    assert record.load("x").sharing == 2
+    state = commands._without(state, state.workers[1:])
+    state = commands._start_workers(
+        state, 2, quiet
+    )  # each alone, but the first has half of its own
+    state = commands._start_workers(state, 4, quiet)
+    assert [share for _, share in started] == ["2"] * 6
+    with pytest.raises(ClusterError, match=r"2 to a GPU.*5 workers would be 3\. Scale to 0"):
+        commands._start_workers(state, 5, quiet)
+    with pytest.raises(ClusterError, match="2 to a GPU"):  # a record of an earlier version
+        commands._start_workers(replace(state, sharing=0), 5, quiet)
+    assert len(started) == 6
+    commands._start_workers(commands._without(state, state.workers), 5, quiet)
+    assert [share for _, share in started[6:]] == ["3"] * 5
+    (root / "x" / standing.STATE).unlink()
+
+
+def test_a_cluster_of_another_machine_with_the_same_home_is_left_alone(root: Path) -> None:
+    tls = root / "certs"
+    make_certificates(tls)
+    (root / "x").mkdir(parents=True)
+    state = standing.Standing("x", "tls://127.0.0.1:1", str(tls), (launch.Host(),), {}, "1.0")
+    theirs = replace(state, machine="login1", system="another")
+    record.save(theirs)
+    for command in (("status",), ("scale", 1), ("down", "--force")):
+        message = refused("cluster", *command, "x")
+        assert "was started on login1, and this is" in message
+        assert "give the command there" in message
+    assert record.load("x") == theirs
+    with pytest.raises(ClusterError, match="was started on login1"):
+        standing.find("x")
+    record.save(replace(theirs, address="tls://192.0.2.1:1"))  # can be reached from here
+    assert standing.find("x")[0] == "tls://192.0.2.1:1"
+    # Of this machine: under another name, after a start of the system, of an earlier version.
+    machine, system = record.here()
+    for known in ((machine, system), ("before", system), (machine, "before"), ("", "")):
+        record.save(replace(state, machine=known[0], system=known[1]))
+        assert record.load_here("x").address == state.address
+    assert standing.down("x", False, quiet) == 0
 
 
 def scheduler_of(root: Path) -> psutil.Process:

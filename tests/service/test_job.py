@@ -24,8 +24,8 @@ from aegis_dask.errors import (
     SerializationError,
     TextError,
 )
-from aegis_dask.models.calibration import Calibration
-from aegis_dask.models.checkpoint import BertModel, random_bert
+from aegis_dask.models.calibration import Calibration, typical_calibration
+from aegis_dask.models.checkpoint import BertConfig, BertModel, random_bert, shape_only
 from aegis_dask.models.graphs import load_graph
 from aegis_dask.service import local
 from aegis_dask.service.job import Job, make_job, read_job
@@ -157,6 +157,26 @@ def test_a_deep_program_is_refreshed_with_secure_parameters(
         read_job(damaged, model, load_graph("bert_layer"))
 
 
+def test_parameters_have_the_levels_that_several_lanes_take() -> None:
+    # With slots for several lanes attention of these heads takes two levels more.
+    model = shape_only(BertConfig(1, 48, 12, 96, max_positions=40))
+    typical = typical_calibration(model.config)
+    (layer,) = typical.layers
+
+    def job(spread: float, scale_bits: int) -> Job:
+        ranges = replace(layer, attention=replace(layer.attention, spread=spread))
+        calibration = replace(typical, layers=(ranges,))
+        graph = load_graph("self_attention")
+        return make_job(model, calibration, graph, 32, scale_bits=scale_bits)
+
+    with pytest.raises(ParameterError, match=r"takes 27 levels, .* have at most 26"):
+        job(8.0, 45)  # 25 levels in the smallest ring
+    deep = job(13.0, 40)  # 30 levels in the smallest ring, as many as there are
+    assert deep.depth > 30
+    assert deep.bootstrapping is not None
+    assert deep.analysis.total.counts["bootstraps"] >= 1
+
+
 def test_the_values_do_not_depend_on_the_slots(model: BertModel, calibration: Calibration) -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((20, 32)) * 0.5
@@ -193,3 +213,29 @@ def test_more_memory_than_there_is_is_refused_before_anything_runs(
         local.check_memory(job(400, 400), workers=2)
     with pytest.raises(ParameterError, match=r"this machine has 1\.00 kB"):
         local.check_memory(job(1001, 0))
+
+
+@pytest.mark.parametrize(("more", "is_spoiled"), [(0.0, False), (13.0, True)])
+def test_a_text_whose_denominators_are_near_the_noise_is_refused(
+    model: BertModel, calibration: Calibration, more: float, is_spoiled: bool
+) -> None:
+    """As if other tokens had larger ones: inside the ranges, but the inverse takes nearly zeros."""
+    graph = load_graph("self_attention")
+    ids = [i % 11 for i in range(20)]
+    attention = calibration.layers[0].attention
+    wide = replace(
+        attention,
+        score_low=attention.score_low - more,
+        spread=attention.spread + more,
+        offset={c: tuple(v + more for v in of) for c, of in attention.offset.items()},
+    )
+    layer = replace(calibration.layers[0], attention=wide)
+    wider = replace(calibration, layers=(layer, *calibration.layers[1:]))
+    job = make_job(model, wider, graph, len(ids), allow_insecure=True)
+    if is_spoiled:
+        with pytest.raises(RangeError, match=r"the noise of the encryption .*of 20 tokens"):
+            local.prepare(job, ids)
+    else:
+        local.prepare(job, ids)
+    simulated = make_job(model, wider, graph, len(ids), encrypted=False)
+    local.prepare(simulated, ids)  # no encryption, no noise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import dask.config
 import numpy as np
 import pytest
+from distributed import LocalCluster
 
 from aegis_dask import config
 from aegis_dask.errors import ParameterError
@@ -20,6 +22,7 @@ from aegis_dask.models.checkpoint import BertModel
 from aegis_dask.models.reference import encode
 from aegis_dask.models.text import Tokenizer, embed
 from aegis_dask.placement.devices import MACHINES
+from aegis_dask.runtime.cluster import LOCAL_CONFIG
 from tests.models.folders import hugging_face_tensors, write_folder
 from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, random_texts, refused
 
@@ -306,6 +309,20 @@ def test_an_unreachable_scheduler_is_refused_at_once(checkpoint: Path) -> None:
     assert f"no scheduler answers at {address}" in message
     assert time.perf_counter() - start < 10
     assert "is no address of a scheduler" in refused(*options, "--scheduler", "nowhere")
+
+
+def test_a_run_waits_for_workers_as_long_as_it_is_told(checkpoint: Path) -> None:
+    options = ("run", "bert_layer", "--model", checkpoint, "--text", TEXT)
+    with (
+        dask.config.set(LOCAL_CONFIG),
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster,
+    ):
+        there = (*options, "--scheduler", cluster.scheduler_address, "--interpreter", "simulated")
+        assert "0 of 1 workers have joined within 0.5 s" in refused(*there, "--timeout", 0.5)
+        timer = threading.Timer(1.5, cluster.scale, [1])
+        timer.start()
+        assert json_of(*there, "--timeout", 60)["precision"]["max_error"] < TOLERANCE
+        timer.join()
 
 
 def test_files_that_cannot_be_written_are_refused_before_anything_runs(

@@ -38,7 +38,9 @@ from aegis_dask.runtime.standing.record import (
     client_of,
     directory_of,
     handle_of,
+    here,
     load,
+    load_here,
     locked,
     running_of,
     save,
@@ -118,6 +120,7 @@ def up(name: str, plan: Plan, say: Say) -> Standing:
                 f"there is a cluster {name!r} already; 'aegis cluster status {name}' shows it, "
                 f"'aegis cluster down {name}' ends it or what is left of it"
             )
+        machine, system = here()
         state = Standing(
             name,
             f"tls://{_bracketed(listen)}:{plan.port or _free_port(listen)}",
@@ -126,6 +129,8 @@ def up(name: str, plan: Plan, say: Say) -> Standing:
             {},
             plan.memory_limit,
             plan.gpus,
+            machine=machine,
+            system=system,
         )
         if plan.tls is None:
             make_certificates(directory / TLS, [listen])
@@ -157,12 +162,13 @@ def scale(name: str, count: int, force: bool, say: Say) -> Standing:
     Raises
     ------
     ClusterError
-        If the cluster is not there, or a worker is part of a run and `force` is not given.
+        If the cluster is not there, or was started elsewhere; a worker is part of a run and
+        `force` is not given; or more workers would share a GPU than its memory was divided among.
     """
     if count < 0:
         raise ParameterError(f"{count} workers were asked for; give 0 or more")
     with locked(name):
-        state = load(name)
+        state = load_here(name)
         with client_of(state) as client:
             there = running_of(state)
             gone = [p for p in state.workers if not there[p.name]]
@@ -187,11 +193,11 @@ def down(name: str, force: bool, say: Say) -> int:
     Raises
     ------
     ClusterError
-        If there is none of that name; if it has runs and `force` is not given; or if a host cannot
-        be reached: then what is known is kept, for another try.
+        If there is none of that name, or it was started elsewhere; if it has runs and `force` is
+        not given; or if a host cannot be reached: then what is known is kept, for another try.
     """
     with locked(name):
-        state = load(name)
+        state = load_here(name)
         runs: set[str] = set()
         with suppress(ClusterError), client_of(state) as client:
             of_workers = client.run(running_tasks, on_error="ignore")
@@ -240,6 +246,8 @@ def _start_workers(state: Standing, count: int, say: Say) -> Standing:
     """Start workers until there are `count`, with the lowest free names."""
     taken = {p.name for p in state.workers}
     listen = urlsplit(state.address).hostname or ""
+    if state.gpus:
+        state = replace(state, sharing=_sharing(state, count))
     free = (str(i) for i in range(count + len(taken)) if str(i) not in taken)
     for name in [next(free) for _ in range(count - len(taken))]:
         host = state.hosts[int(name) % len(state.hosts)]
@@ -258,10 +266,31 @@ def _start_workers(state: Standing, count: int, say: Say) -> Standing:
             environment = {
                 "CUDA_VISIBLE_DEVICES": str(number),
                 "DASK_AEGIS__BACKEND": "cuda",
-                "DASK_AEGIS__DEVICE_WORKERS": str(ceil(count / len(state.hosts) / state.gpus)),
+                "DASK_AEGIS__DEVICE_WORKERS": str(state.sharing),
             }
         state = _start(state, host, name, options, environment)
     return state
+
+
+def _sharing(state: Standing, count: int) -> int:
+    """Return among how many workers a GPU is divided if there are `count`.
+
+    Those that run keep the share of its memory that they were started with.
+    """
+
+    def on_one(workers: int) -> int:
+        return ceil(workers / len(state.hosts) / state.gpus)
+
+    if not state.workers:
+        return on_one(count)
+    sharing = state.sharing or on_one(len(state.workers))
+    if on_one(count) > sharing:
+        raise ClusterError(
+            f"the workers of cluster {state.name!r} were started to be {sharing} to a GPU, and its "
+            f"memory is divided so; {count} workers would be {on_one(count)}. Scale to 0 first, "
+            f"then to {count}"
+        )
+    return sharing
 
 
 def _start(

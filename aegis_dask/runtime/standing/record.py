@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from distributed import Client
 
 from aegis_dask.errors import ClusterError, ParameterError
 from aegis_dask.runtime import cluster as clusters
 from aegis_dask.runtime import launch
+from aegis_dask.runtime.hosts import boot_id
 from aegis_dask.runtime.launch import Host
-from aegis_dask.runtime.security import load_security
+from aegis_dask.runtime.security import is_loopback, load_security
 
 DEFAULT = "default"
 STATE = "cluster.json"
@@ -73,6 +76,11 @@ class Standing:
         Number of GPUs per host that workers are dealt to; 0 for workers on CPUs.
     processes
         The scheduler, then the workers.
+    sharing
+        How many workers a GPU was divided among when the first ones were started; 0 if unknown.
+    machine, system
+        Name of the machine that started it, and what identifies its running system (`here`); ""
+        in records of earlier versions.
     """
 
     name: str
@@ -83,6 +91,9 @@ class Standing:
     memory_limit: str
     gpus: int = 0
     processes: tuple[Process, ...] = ()
+    sharing: int = 0
+    machine: str = ""
+    system: str = ""
 
     @property
     def workers(self) -> tuple[Process, ...]:
@@ -92,6 +103,14 @@ class Standing:
     def host(self, name: str) -> Host:
         """Return the host of that name."""
         return next((h for h in self.hosts if h.name == name), Host())
+
+
+def here() -> tuple[str, str]:
+    """Return the name of this machine, and what identifies the system in which a pid is one."""
+    namespace = ""
+    with suppress(OSError):  # containers on one kernel have pids of their own
+        namespace = os.readlink("/proc/self/ns/pid")
+    return socket.gethostname(), f"{boot_id()} {namespace}"
 
 
 def names() -> list[str]:
@@ -106,9 +125,11 @@ def find(name: str) -> tuple[str, Any]:
     Raises
     ------
     ClusterError
-        If there is none of that name.
+        If there is none of that name, or another machine has it on loopback.
     """
     state = load(name or DEFAULT)
+    if is_loopback(urlsplit(state.address).hostname or ""):
+        require_here(state)
     return state.address, load_security(state.tls)
 
 
@@ -196,6 +217,36 @@ def load(name: str) -> Standing:
             f"{file} cannot be read: {e}; end the processes that it names by hand, and remove "
             f"{file.parent}"
         ) from None
+
+
+def load_here(name: str) -> Standing:
+    """Return what is known of a cluster that this machine has started.
+
+    Raises
+    ------
+    ClusterError
+        As `load`; or if another machine has.
+    """
+    state = load(name)
+    require_here(state)
+    return state
+
+
+def require_here(state: Standing) -> None:
+    """Refuse a cluster of another machine with the same home directory: our pids are not its.
+
+    Raises
+    ------
+    ClusterError
+        Naming the machine.
+    """
+    machine, system = here()
+    if state.machine in ("", machine) or state.system == system:  # it may have another name now
+        return
+    raise ClusterError(
+        f"cluster {state.name!r} was started on {state.machine}, and this is {machine}: give the "
+        f"command there. If {state.machine} is no more, remove {directory_of(state.name)}"
+    )
 
 
 def running_of(state: Standing, *hosts: str) -> dict[str, bool]:

@@ -9,12 +9,18 @@ from aegis_dask._version import __version__
 from aegis_dask.errors import ClusterError
 from aegis_dask.runtime import cluster as clusters
 from aegis_dask.runtime.plugin import running_tasks
-from aegis_dask.runtime.standing.record import SCHEDULER, client_of, load, running_of
+from aegis_dask.runtime.standing.record import SCHEDULER, client_of, load_here, running_of
 
 
 def status(name: str) -> dict[str, Any]:
-    """Return what there is: processes, workers, runs; as for JSON."""
-    state = load(name)
+    """Return what there is: processes, workers, runs; as for JSON.
+
+    Raises
+    ------
+    ClusterError
+        If there is none of that name, or another machine has started it.
+    """
+    state = load_here(name)
     running: dict[str, bool] = {}
     unreachable: list[str] = []
     for host in {p.host for p in state.processes}:

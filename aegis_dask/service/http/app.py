@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ READS = 2
 """Files that are checked at a time: each is in memory as a whole."""
 LONGEST_WAIT = 60.0
 POLL_SECONDS = 0.1
+"""Between looks of who waits at what this process knows of the job."""
+READ_SECONDS = 1.0
+"""Between looks at the database, where another process may have deleted it."""
 IDENTIFIER = Query(pattern=r"^[0-9a-f]{16}$", description="Identifier, 16 hexadecimal digits")
 BODY: dict[str, Any] = {
     "requestBody": {
@@ -112,12 +116,13 @@ class JobModel(BaseModel):
 
 
 class Health(BaseModel):
-    """That the service is there."""
+    """That the service is there; `trouble` says why jobs are not run, and is "" if they are."""
 
     version: str
     workers: int
     queued: int
     running: int
+    trouble: str
 
 
 _bearer = HTTPBearer(auto_error=False, description="The token that the operator gave you")
@@ -163,10 +168,12 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         return JSONResponse({"detail": str(error)}, 409 if isinstance(error, ServiceError) else 422)
 
     @app.exception_handler(OSError)
-    async def trouble(_: Request, error: OSError) -> JSONResponse:
+    @app.exception_handler(sqlite3.Error)
+    async def no_disk(_: Request, error: OSError | sqlite3.Error) -> JSONResponse:
         logger.error("the disk: %s", error)
+        why = error.strerror if isinstance(error, OSError) else error
         return JSONResponse(
-            {"detail": f"the service cannot write its disk ({error.strerror}); try later"}, 507
+            {"detail": f"the service cannot write its disk ({why}); try later"}, 507
         )
 
     async def check(read: Callable[[Path], Any], upload: Upload) -> None:
@@ -181,16 +188,22 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         return _there(store.find_job(client, identifier), "job", identifier)
 
     def job_model(job: JobRecord) -> JobModel:
+        return model_of(job, store.position(job.id))
+
+    def job_models(client: str) -> list[JobModel]:
+        positions = store.positions()
+        return [model_of(job, positions.get(job.id)) for job in store.jobs(client)]
+
+    def model_of(job: JobRecord, position: int | None) -> JobModel:
         running = runner.running(job.id)
         progress = None if running is None else running.progress
-        waiting = [j.id for j in store.queued()] if job.state == "queued" else []
         return JobModel(
             id=job.id,
             keys=job.keys,
             offer=job.offer,
             length=job.length,
             state=job.state,
-            position=1 + waiting.index(job.id) if job.id in waiting else None,
+            position=position if job.state == "queued" else None,
             share=1.0 if job.state == "done" else 0.0 if progress is None else progress.share,
             stage="" if progress is None else progress.stage,
             created=job.created,
@@ -200,15 +213,24 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
             changes=0 if running is None else running.changes,
         )
 
+    def heard(identifier: str) -> int:
+        """Return what tells whether something has happened to a job, without the database."""
+        running = runner.running(identifier)
+        return -1 if running is None else running.changes
+
     @app.get("/v1/health")
-    async def health() -> Health:
-        """Say that the service is there; needs no token."""
+    async def health(response: Response) -> Health:
+        """Say that the service is there, with status 503 if it runs no jobs; needs no token."""
         count = await run_in_threadpool(store.count)
+        trouble = runner.trouble
+        if trouble:
+            response.status_code = 503
         return Health(
             version=__version__,
             workers=runner.executor.workers,
             queued=count.get("queued", 0),
             running=count.get("running", 0),
+            trouble=trouble,
         )
 
     @app.get("/metrics", include_in_schema=False)
@@ -275,13 +297,13 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
                 await run_in_threadpool(store.check_jobs, client, limits.jobs)
                 await check(offer.read_request, upload)
                 job = await run_in_threadpool(store.add_job, found, length, upload, limits.jobs)
-        runner.wake()
+        await run_in_threadpool(runner.wake)  # it may wait for the database
         return await run_in_threadpool(job_model, job)
 
     @app.get("/v1/jobs")
     async def list_jobs(client: Caller) -> list[JobModel]:
         """List your jobs, the oldest first."""
-        return [job_model(job) for job in await run_in_threadpool(store.jobs, client)]
+        return await run_in_threadpool(job_models, client)
 
     @app.get("/v1/jobs/{identifier}")
     async def get_job(
@@ -294,12 +316,14 @@ def make_app(runner: Runner, limits: Limits) -> FastAPI:
         """Return a job; with `wait` as soon as it differs from the `state` and `changes` given."""
         deadline = time.monotonic() + min(wait, LONGEST_WAIT)
         while True:
+            before = heard(identifier)
             job = await run_in_threadpool(find_job, client, identifier)
-            model = await run_in_threadpool(job_model, job)
-            is_news = (model.state, model.changes) != (state, changes) or model.state in ENDED
+            is_news = (job.state, max(0, before)) != (state, changes) or job.state in ENDED
             if is_news or time.monotonic() >= deadline:
-                return model
-            await asyncio.sleep(POLL_SECONDS)
+                return await run_in_threadpool(job_model, job)
+            again = min(deadline, time.monotonic() + READ_SECONDS)
+            while heard(identifier) == before and time.monotonic() < again:
+                await asyncio.sleep(POLL_SECONDS)
 
     @app.get("/v1/jobs/{identifier}/result", response_class=FileResponse)
     async def get_result(client: Caller, identifier: str) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 import time
@@ -24,7 +25,7 @@ from aegis_dask.errors import SerializationError, ServiceError
 from aegis_dask.program.encrypted import CipherArray
 from aegis_dask.runtime.security import is_loopback
 from aegis_dask.service.client import Client
-from aegis_dask.service.files import MAX_JSON
+from aegis_dask.service.files import MAX_JSON, reading
 from aegis_dask.service.http.answers import (
     JOB,
     KEYS,
@@ -44,6 +45,8 @@ TOKEN = "AEGIS_TOKEN"
 """Environment variable with the token."""
 RETRIES = 5
 WAIT_SECONDS = 20.0
+CHECKED_BYTES = 4 << 20
+"""Of keys, each second, that a service checks at least; it may have others' to check first."""
 
 Float = NDArray[np.float64]
 
@@ -135,7 +138,7 @@ class RemoteService:
             raise ServiceError(
                 f"no token is given; ask the operator for one, and put it into {TOKEN}"
             )
-        self.url = url.rstrip("/")
+        self.url, self._timeout = url.rstrip("/"), timeout
         try:
             verify = ssl.create_default_context(cafile=None if ca is None else str(ca))
         except (OSError, ssl.SSLError) as e:
@@ -196,6 +199,9 @@ class RemoteService:
     def register(self, job: Job, keys: Path) -> str:
         """Send evaluation keys, once; return their identifier at the service.
 
+        If it is not known whether they have arrived, repeat it: what the service has is not sent
+        again.
+
         Parameters
         ----------
         job
@@ -208,7 +214,16 @@ class RemoteService:
         ServiceError
             If the service does not offer the job, or refuses the keys.
         """
-        size = keys.stat().st_size
+        with reading(keys):
+            size = keys.stat().st_size
+        known = [k for k in self.key_sets() if (k["offer"], k["bytes"]) == (job.fingerprint, size)]
+        if known:
+            digest = _sha256(keys)
+            for each in known:
+                if each["sha256"] == digest:
+                    return str(each["id"])
+        # The answer comes when the service has written and checked everything.
+        patience = httpx2.Timeout(self._timeout, read=self._timeout + size / CHECKED_BYTES)
         # As a stream: keys may be larger than memory has room for.
         answer = self._ask(
             "POST",
@@ -216,6 +231,7 @@ class RemoteService:
             params={"offer": job.fingerprint},
             content=lambda: _chunks(keys),
             headers={"Content-Length": str(size)},
+            timeout=patience,
         )
         return str(read_fields("keys", answer, KEYS)["id"])
 
@@ -409,6 +425,11 @@ class RemoteService:
     def _trouble(self) -> Iterator[None]:
         try:
             yield
+        except httpx2.ReadTimeout as e:
+            raise ServiceError(
+                f"the service at {self.url} has not answered in time; it may have done what it was "
+                "asked for all the same: ask again, nothing is done twice"
+            ) from e
         except httpx2.TransportError as e:
             why = plain(str(e)) or type(e).__name__
             raise ServiceError(
@@ -421,6 +442,13 @@ def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             yield chunk
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _body(response: httpx2.Response, most: int) -> bytearray | None:

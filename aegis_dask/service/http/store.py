@@ -144,10 +144,11 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite itself ends it when the disk is full
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -192,8 +193,7 @@ class Store:
             for table, column in (("clients", "name"), ("jobs", "client"), ("keys", "client")):
                 database.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
         for job in jobs:
-            for path in (self.request_path, self.result_path, self.checkpoint_path):
-                _delete(path(job.id))
+            self.delete_files(job.id)
         for each in keys:
             _delete(self.keys_path(each.id))
 
@@ -318,8 +318,7 @@ class Store:
             new = KeySet(
                 secrets.token_hex(8), client, offer, upload.sha256, upload.bytes, time.time()
             )
-            os.replace(upload.path, self.keys_path(new.id))
-            with self._transaction() as database:
+            with _moved(upload, self.keys_path(new.id)), self._transaction() as database:
                 database.execute(
                     "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?)",
                     (new.id, client, offer, new.sha256, new.bytes, new.created),
@@ -335,6 +334,10 @@ class Store:
         """Return a set of keys of a client."""
         query = "SELECT * FROM keys WHERE client = ? AND id = ?"
         return next((KeySet(*row) for row in self._rows(query, client, identifier)), None)
+
+    def has_keys(self, identifier: str) -> bool:
+        """Return whether there is a set of keys, of whichever client."""
+        return bool(self._rows("SELECT 1 FROM keys WHERE id = ?", identifier))
 
     def remove_keys(self, identifier: str) -> None:
         """Delete keys.
@@ -396,8 +399,7 @@ class Store:
                 *(keys.client, keys.id, keys.offer, length, upload.sha256, upload.bytes),
                 *("queued", 0, time.time(), None, None, ""),
             )
-            os.replace(upload.path, self.request_path(job.id))
-            with self._transaction() as database:
+            with _moved(upload, self.request_path(job.id)), self._transaction() as database:
                 database.execute(
                     "INSERT INTO jobs(id, client, keys, offer, length, sha256, bytes, state, "
                     "created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -413,6 +415,15 @@ class Store:
         query = "SELECT * FROM jobs WHERE client = ? AND id = ?"
         return next((JobRecord(*row) for row in self._rows(query, client, identifier)), None)
 
+    def has_job(self, identifier: str) -> bool:
+        """Return whether there is a job, of whichever client."""
+        return bool(self._rows("SELECT 1 FROM jobs WHERE id = ?", identifier))
+
+    def delete_files(self, identifier: str) -> None:
+        """Delete what a job has on disk."""
+        for path in (self.request_path, self.result_path, self.checkpoint_path):
+            _delete(path(identifier))
+
     def jobs(self, client: str) -> list[JobRecord]:
         """Return the jobs of a client, the oldest first."""
         query = "SELECT * FROM jobs WHERE client = ? ORDER BY created"
@@ -420,8 +431,22 @@ class Store:
 
     def queued(self) -> list[JobRecord]:
         """Return the jobs that wait, the oldest first."""
-        query = "SELECT * FROM jobs WHERE state = 'queued' ORDER BY created"
+        query = "SELECT * FROM jobs WHERE state = 'queued' ORDER BY created, rowid"
         return [JobRecord(*row) for row in self._rows(query)]
+
+    def position(self, identifier: str) -> int | None:
+        """Return a job's place among those that wait, from 1; None if it does not."""
+        query = (
+            "SELECT count(*) FROM jobs AS own JOIN jobs AS other ON other.state = 'queued' "
+            "AND (other.created, other.rowid) <= (own.created, own.rowid) "
+            "WHERE own.id = ? AND own.state = 'queued'"
+        )
+        return self._rows(query, identifier)[0][0] or None
+
+    def positions(self) -> dict[str, int]:
+        """Return the places of all jobs that wait."""
+        query = "SELECT id FROM jobs WHERE state = 'queued' ORDER BY created, rowid"
+        return {row[0]: 1 + i for i, row in enumerate(self._rows(query))}
 
     def count(self) -> dict[str, int]:
         """Return state -> number of jobs."""
@@ -526,6 +551,17 @@ def _only(directory: Path) -> sqlite3.Connection:
             f"another service uses {directory}; end it, or take another directory"
         ) from None
     return guard
+
+
+@contextmanager
+def _moved(upload: Upload, path: Path) -> Iterator[None]:
+    """Move a file to its place, and delete it if the database does not get to name it."""
+    os.replace(upload.path, path)
+    try:
+        yield
+    except BaseException:
+        _delete(path)
+        raise
 
 
 def _hash(token: str) -> bytes:

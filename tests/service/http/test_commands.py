@@ -11,11 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from aegis_dask.errors import ServiceError
+from aegis_dask.service.client import Client
+from aegis_dask.service.http.remote import RemoteService
 from tests.service.conftest import TEXT, TOLERANCE, aegis, json_of, refused
+from tests.service.http.conftest import Served
 
 ROOT = Path(__file__).parents[3]
 
@@ -93,6 +99,66 @@ def test_a_service_is_used_killed_and_started_again(
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert registered["keys"]
+
+
+def test_a_registration_goes_on_where_it_has_stopped(
+    idle: Served, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert idle.remote("alice")
+    monkeypatch.setenv("AEGIS_TOKEN", idle.tokens["alice"])
+    out, at = tmp_path / "job", ("--service", idle.url)
+    register = ("remote", "register", "feed_forward", *at, "--out", out)
+    given = ("--model", checkpoint, "--insecure")
+    real = RemoteService.register
+
+    def lost(*arguments: Any) -> str:
+        real(*arguments)
+        raise ServiceError("the answer has been lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteService, "register", lost)
+        result = aegis(*register, *given)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "with the SECRET KEY: give the same command again to go on" in said
+    secret = (out / "client" / "secret.aegis").read_bytes()
+    (left,) = json_of("remote", "keys", *at)["keys"]  # the service has taken them
+    assert json_of(*register, *given)["keys"] == left["id"]
+    assert (out / "client" / "secret.aegis").read_bytes() == secret
+    assert {f.name for f in out.iterdir()} == {"client", "service.json"}
+    assert "exists, and is never overwritten" in refused(*register, *given)
+    # A quota that is used up does not lock out.
+    other = (*register[:-1], tmp_path / "other", *given)
+    assert "1 sets of keys are registered" in aegis(*other).stderr
+    shown = aegis("remote", "keys", *at).stdout
+    assert left["id"] in shown
+    assert "feed_forward" in shown
+    assert json_of("remote", "keys", *at, "--remove", left["id"]) == {"keys": []}
+    assert json_of(*other)["keys"] != left["id"]
+    assert "you have no keys" in refused("remote", "keys", *at, "--remove", left["id"])
+
+
+def test_keys_that_are_not_complete_are_not_sent(
+    idle: Served, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert idle.remote("alice")
+    monkeypatch.setenv("AEGIS_TOKEN", idle.tokens["alice"])
+    out = tmp_path / "job"
+    register = ("remote", "register", "feed_forward", "--service", idle.url, "--out", out)
+    (out / ".bundle").mkdir(parents=True)  # as after a kill
+    assert "exists, and is never overwritten" in refused(*register)
+    # Those of another job are refused too.
+    (out / ".bundle").rename(out / "bundle")
+    given = ("--model", checkpoint, "--insecure")
+    other = SimpleNamespace(job=SimpleNamespace(fingerprint="other"))
+    monkeypatch.setattr(Client, "open", lambda *_: other)
+    result = aegis(*register, *given)
+    assert "holds keys for another job than the service offers now" in result.stderr
+    monkeypatch.undo()
+    monkeypatch.setenv("AEGIS_TOKEN", idle.tokens["alice"])
+    assert "there is no file" in aegis(*register, *given).stderr
+    assert (out / "bundle").exists()
+    assert idle.store.keys("alice") == []
 
 
 def run_url(where: str) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,16 +21,21 @@ import numpy as np
 import pytest
 
 from aegis_dask.ckks.serialization import dumps
-from aegis_dask.errors import ServiceError
+from aegis_dask.errors import ClusterError, MissingKeyError, ServiceError
 from aegis_dask.runtime.certificates import make_certificates
 from aegis_dask.runtime.executor import Executor
+from aegis_dask.service.http import remote as remote_module
 from aegis_dask.service.http import runner as runner_module
 from aegis_dask.service.http.app import Limits
-from aegis_dask.service.http.remote import RemoteService
-from aegis_dask.service.http.store import Incoming
+from aegis_dask.service.http.offers import Offer, Offers
+from aegis_dask.service.http.remote import RemoteService, Status
+from aegis_dask.service.http.runner import Runner
+from aegis_dask.service.http.store import Incoming, Store
+from aegis_dask.service.http.uploads import Uploads
 from aegis_dask.service.job import Job
 from tests.service.conftest import TOLERANCE
 from tests.service.http.conftest import Person, Served, registered, serving
+from tests.service.http.test_store import job_of
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +215,97 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert remote.submit(keys, person.client.encrypt(person.x), 5).state == "queued"
 
 
+FULL = "database or disk is full"
+
+
+class Full:
+    """A database that refuses some statements while it is full, and is real otherwise."""
+
+    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.real, self.refuses, self.count = served.store._database, "", 0
+        monkeypatch.setattr(served.store, "_database", self)
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        if self.refuses and statement.startswith(self.refuses):
+            self.count += 1
+            raise sqlite3.OperationalError(FULL)
+        return self.real.execute(statement, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("refuses", ["SELECT * FROM jobs WHERE state", "UPDATE jobs", "COMMIT"])
+def test_jobs_go_on_when_the_database_can_be_written_again(
+    served: Served,
+    people: dict[str, Person],
+    executor: Executor,
+    monkeypatch: pytest.MonkeyPatch,
+    refuses: str,
+) -> None:
+    monkeypatch.setattr(runner_module, "RETRY_SECONDS", 0.1)
+    person = people["alice"]
+    remote, keys = registered(served, "alice", person)
+    full = Full(served, monkeypatch)
+    health = served.url + "/v1/health"
+    with monkeypatch.context() as patch:  # it is full when a job is to be taken
+        patch.setattr(served.store, "begin", lambda _: False)
+        job = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+        full.refuses = refuses
+    eventually(lambda: full.count > 4)
+    answer = httpx2.get(health)
+    assert answer.status_code == 503
+    assert "cannot read or write its directory" in answer.json()["trouble"]
+    full.refuses = ""
+    assert remote.wait(job.id, timeout=30).state == "done"
+    eventually(lambda: httpx2.get(health).status_code == 200)
+    assert httpx2.get(health).json()["trouble"] == ""
+    held = Held(monkeypatch, executor)  # and when one ends
+    job = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+    assert held.started.wait(10)
+    full.refuses, full.count = refuses, 0
+    held.proceed.set()
+    eventually(lambda: full.count > 4)
+    full.refuses = ""
+    assert remote.wait(job.id, timeout=30).state == "done"
+    y = person.client.decrypt(remote.result(job.id, served.job), len(person.x))
+    np.testing.assert_allclose(y, person.expected, atol=TOLERANCE)
+    eventually(lambda: served.runner.trouble == "")
+
+
+def test_what_the_database_refuses_is_said_and_leaves_nothing(
+    idle: Served, people: dict[str, Person], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = people["alice"]
+    remote, keys = registered(idle, "alice", person)
+    full = Full(idle, monkeypatch)
+    for full.refuses in ("INSERT", "COMMIT", "SELECT"):
+        with pytest.raises(ServiceError, match=rf"cannot write its disk \({FULL}\); try later"):
+            remote.submit(keys, person.client.encrypt(person.x), 5)
+    full.refuses = ""
+    for folder in ("requests", "incoming"):
+        assert not list((idle.store.directory / folder).iterdir())
+    assert remote.submit(keys, person.client.encrypt(person.x), 5).state == "queued"
+
+
+def test_health_tells_when_nothing_runs_jobs(
+    offered: Job, executor: Executor, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "s", offered, executor) as served:
+        assert httpx2.get(served.url + "/v1/health").json()["trouble"] == ""
+        served.runner.close()
+        answer = httpx2.get(served.url + "/v1/health")
+        assert answer.status_code == 503
+        assert "nothing runs jobs any more" in answer.json()["trouble"]
+
+
 def test_a_disk_quota_is_kept(
     offered: Job, executor: Executor, tmp_path: Path, people: dict[str, Person]
 ) -> None:
@@ -266,6 +365,73 @@ def test_waiting_ends_in_time(idle: Served, people: dict[str, Person]) -> None:
     assert time.monotonic() - start < 5
 
 
+def test_who_waits_reads_no_queue(
+    offered: Job,
+    executor: Executor,
+    tmp_path: Path,
+    people: dict[str, Person],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = Limits(jobs=1000)
+    with serving(tmp_path / "s", offered, executor, limits=limits, starts=False) as served:
+        remote, identifier = registered(served, "alice", people["alice"])
+        keys = served.store.find_keys("alice", identifier)
+        assert keys is not None
+        jobs = [job_of(served.store, keys, b"%d" % i, 1000) for i in range(200)]
+        statements: list[str] = []
+        served.store._database.set_trace_callback(statements.append)
+        listed = remote.jobs()
+        assert [job.position for job in listed] == list(range(1, 201))
+        assert len(statements) < 10
+        statements.clear()
+        waiting = Status(**{**asdict(listed[-1]), "changes": 0})
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            seen = list(pool.map(lambda _: remote.news(waiting, 1.0), range(8)))
+        assert 1.0 <= time.monotonic() - start < 5
+        assert [status.position for status in seen] == [200] * 8
+        assert len(statements) < 8 * 5
+        assert not any(s.startswith("SELECT * FROM jobs WHERE state") for s in statements)
+        # What happens is heard of soon all the same.
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(remote.news, waiting, 20.0)
+            time.sleep(0.3)
+            remote.cancel(jobs[-1].id)
+            assert told.result(5).state == "cancelled"
+
+
+def test_keys_may_take_long_to_check(
+    idle: Served, people: dict[str, Person], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = people["alice"]
+    assert idle.remote("alice")
+    token = idle.tokens["alice"]
+    real, checked = Offer.read_keys, threading.Event()
+
+    def read(offer: Offer, path: Path) -> Any:
+        time.sleep(1.5)
+        checked.set()
+        return real(offer, path)
+
+    monkeypatch.setattr(Offer, "read_keys", read)
+    size = person.keys_file.stat().st_size
+    with RemoteService(idle.url, token, timeout=0.5) as impatient:
+        with monkeypatch.context() as patch:
+            patch.setattr(remote_module, "CHECKED_BYTES", size * 1000)
+            with pytest.raises(ServiceError, match=r"has not answered in time; .*: ask again"):
+                impatient.register(person.client.job, person.keys_file)
+            assert checked.wait(10)
+            eventually(lambda: len(impatient.key_sets()) == 1)
+        # What the service has after all is not sent again.
+        (keys,) = impatient.key_sets()
+        with monkeypatch.context() as patch:
+            patch.setattr(Uploads, "receive", None)
+            assert impatient.register(person.client.job, person.keys_file) == keys["id"]
+        impatient.remove_keys(keys["id"])
+        monkeypatch.setattr(remote_module, "CHECKED_BYTES", size / 10)
+        assert impatient.register(person.client.job, person.keys_file) != keys["id"]
+
+
 def test_a_restart_loses_no_accepted_job(
     offered: Job,
     executor: Executor,
@@ -293,14 +459,131 @@ def test_a_restart_loses_no_accepted_job(
     assert not list((tmp_path / "s" / "requests").iterdir())
 
 
+def test_results_expire_while_there_is_always_a_job(
+    offered: Job,
+    executor: Executor,
+    tmp_path: Path,
+    people: dict[str, Person],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person = people["alice"]
+    options: dict[str, Any] = {"at_once": 1, "keep_seconds": 0.5}
+    with serving(tmp_path / "s", offered, executor, **options) as served:
+        remote, keys = registered(served, "alice", person)
+        first = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+        remote.wait(first.id, timeout=30)
+        held = Held(monkeypatch, executor)
+        second = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+        assert held.started.wait(10)
+        eventually(lambda: [job.id for job in remote.jobs()] == [second.id])
+        assert not list((tmp_path / "s" / "results").iterdir())
+
+
+def test_a_client_that_is_removed_leaves_nothing_that_runs(
+    offered: Job,
+    executor: Executor,
+    tmp_path: Path,
+    people: dict[str, Person],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person = people["alice"]
+    before = len(executor._site.loader._loaded)
+    with serving(tmp_path / "s", offered, executor) as served:
+        held = Held(monkeypatch, executor)
+        remote, keys = registered(served, "alice", person)
+        job = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+        assert held.started.wait(10)
+        other = Store(tmp_path / "s")  # as `aegis clients remove` does, in a process of its own
+        served.store.checkpoint_path(job.id).mkdir(exist_ok=True)
+        other.remove_client("alice")
+        other.close()
+        served.store.checkpoint_path(job.id).mkdir()  # a layer that ends just then
+        eventually(lambda: served.runner.running(job.id) is None)
+        eventually(lambda: served.runner.keys_bytes == 0)
+        assert len(executor._site.loader._loaded) == before
+        for folder in ("keys", "requests", "results", "checkpoints"):
+            assert not list((tmp_path / "s" / folder).iterdir())
+
+
+@pytest.mark.parametrize("how", ["late", "killed", "lost"])
+def test_the_end_of_the_service_costs_no_attempt(
+    offered: Job,
+    executor: Executor,
+    tmp_path: Path,
+    people: dict[str, Person],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    person = people["alice"]
+    started, proceed = threading.Event(), threading.Event()
+
+    def run(*_: Any, **options: Any) -> Any:
+        started.set()
+        if how == "lost":
+            options["cancelled"].wait(30)
+        else:  # it loads keys, and hears nothing
+            proceed.wait(30)
+        raise ClusterError("the cluster has gone")
+
+    with serving(tmp_path / "s", offered, executor) as served:
+        monkeypatch.setattr(executor, "run", run)
+        remote, keys = registered(served, "alice", person)
+        job = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+        assert started.wait(10)
+        if how == "killed":
+            end = threading.Thread(target=served.runner.close)
+            end.start()
+            eventually(lambda: remote.status(job.id).state == "queued")
+        else:
+            served.runner.close(timeout=0.2 if how == "late" else 30)
+        left = served.store.find_job("alice", job.id)
+        proceed.set()
+        if how == "killed":
+            end.join()
+    assert left is not None
+    assert (left.state, left.attempts) == ("queued", 0)
+    with closing(Store(tmp_path / "s")) as store:
+        assert store.find_job("alice", job.id) == left
+
+
+def test_a_job_of_an_offer_that_is_not_there_waits_for_it(
+    offered: Job,
+    executor: Executor,
+    tmp_path: Path,
+    people: dict[str, Person],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person = people["alice"]
+    with serving(tmp_path / "s", offered, executor, starts=False) as served:
+        remote, keys = registered(served, "alice", person)
+        job = remote.submit(keys, person.client.encrypt(person.x), len(person.x))
+        token = served.tokens["alice"]
+    store = Store(tmp_path / "s")
+    said: list[str] = []
+    monkeypatch.setattr(runner_module.logger, "warning", lambda m, *a: said.append(m % a))
+    runner = Runner(store, Offers([]), executor)
+    runner.start()
+    time.sleep(0.5)
+    runner.close()
+    assert runner.stranded == 1
+    assert said == ["1 jobs wait for offers that are not there"]
+    left = store.find_job("alice", job.id)
+    assert left is not None
+    assert (left.state, left.attempts) == ("queued", 0)
+    store.close()
+    with serving(tmp_path / "s", offered, executor) as served:
+        remote = RemoteService(served.url, token)
+        ended = remote.wait(job.id, timeout=60)
+        y = remote.decrypted(person.client, ended, len(person.x))
+        np.testing.assert_allclose(y, person.expected, atol=TOLERANCE)
+
+
 def test_what_the_cluster_could_not_do_is_tried_again(
     served: Served,
     people: dict[str, Person],
     executor: Executor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from aegis_dask.errors import ClusterError, MissingKeyError
-
     monkeypatch.setattr(runner_module, "RETRY_SECONDS", 0.0)
     person = people["alice"]
     remote, keys = registered(served, "alice", person)

@@ -117,6 +117,19 @@ def test_quotas_of_keys_are_kept(tmp_path: Path) -> None:
     assert not list((tmp_path / "incoming").iterdir())
 
 
+def test_positions_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    keys = keys_of(store, "alice")
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: 5.0)  # all at the same time
+        jobs = [job_of(store, keys, f"{i}".encode()) for i in range(4)]
+    store.begin(jobs[1].id)
+    assert [store.position(job.id) for job in jobs] == [1, None, 2, 3]
+    assert store.positions() == {jobs[i].id: place for place, i in enumerate((0, 2, 3), 1)}
+    assert [job.id for job in store.queued()] == list(store.positions())
+    assert store.position("none") is None
+
+
 def test_what_arrives_is_told_from_what_is_there(tmp_path: Path) -> None:
     store = Store(tmp_path)
     before = store.size
