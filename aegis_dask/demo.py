@@ -88,7 +88,7 @@ def run(
     """
     start = time.perf_counter()
     terminal = Terminal(as_json)
-    prepared, texts = _prepare(text or TEXT, length, insecure, terminal)
+    prepared, texts = _prepare(TEXT if text is None else text, length, insecure, terminal)
     job = prepared.job
     assert job.params is not None
     _explain(prepared, texts, terminal)

@@ -1,6 +1,7 @@
 """One whole encoder layer: self-attention, feed-forward network, both LayerNorms.
 
-No secure ring has enough levels for it without bootstrapping:
+It takes more levels than a secure ring has, so ciphertexts are refreshed on the way: minutes. For
+seconds:
 
     aegis run bert_layer --insecure --text "..."
 """

@@ -1,6 +1,6 @@
 """All encoder layers of a model, one after the other.
 
-Encrypted, this takes more levels than a ring has without bootstrapping; simulated it runs today:
+Encrypted, ciphertexts are refreshed on the way, and it takes minutes; simulated, seconds:
 
     aegis run bert_model --interpreter simulated --text "..."
 """

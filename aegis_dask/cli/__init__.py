@@ -24,7 +24,7 @@ from aegis_dask.cli import (
     service,
     showcase,
 )
-from aegis_dask.cli.command import command, repeat_lost_interrupts
+from aegis_dask.cli.command import command, end_in_order, repeat_lost_interrupts
 
 app = typer.Typer(
     name="aegis",
@@ -39,6 +39,7 @@ def main() -> None:
     # The float64 reference multiplies small matrices, for which OpenBLAS's threads only spin.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.unraisablehook = repeat_lost_interrupts
+    end_in_order()
     app()
 
 

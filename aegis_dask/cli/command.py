@@ -18,7 +18,8 @@ from aegis_dask.errors import AegisError
 
 CHECK_FAILED = 1
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_ended_by = signal.SIGINT
 
 P = ParamSpec("P")
 
@@ -35,10 +36,26 @@ def command(body: Callable[P, int | None]) -> Callable[P, None]:
             status = USER_ERROR
         except KeyboardInterrupt:
             complain("Interrupted.")
-            status = INTERRUPTED
+            status = 128 + _ended_by  # as shells report it
         raise typer.Exit(status)
 
     return wrapped
+
+
+def end_in_order() -> None:
+    """Let signals that end the process end it as Ctrl-C does: it has keys on the disk to delete.
+
+    One that is ignored, as by nohup, stays so.
+    """
+
+    def end(number: int, frame: object) -> None:
+        global _ended_by
+        _ended_by = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    for each in ENDING:
+        if signal.getsignal(each) is signal.SIG_DFL:
+            signal.signal(each, end)
 
 
 def complain(message: str, style: str = "") -> None:

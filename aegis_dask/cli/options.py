@@ -148,5 +148,5 @@ Record: TypeAlias = Annotated[
     typer.Option(help="Write what was measured to this .json file, for aegis report."),
 ]
 Output: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Write the result, float64 [tokens, features], as .npy.")
+    Path | None, typer.Option(help="Write the result, float64 (tokens x features), as .npy.")
 ]

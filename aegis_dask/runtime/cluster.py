@@ -190,7 +190,7 @@ def start_cuda(
         except ImportError as e:
             raise ClusterError(
                 f"a cluster of GPU workers needs dask-cuda, which cannot be imported ({e}); "
-                "pip install 'aegis-dask[cuda13]' (or cuda12)"
+                "pip install '.[cuda13]' (or cuda12) in a checkout"
             ) from e
         options: dict[str, Any] = {
             "protocol": "ucx" if find_spec("distributed_ucxx") else "tcp",

@@ -52,7 +52,7 @@ def test_unknown_backends_are_refused() -> None:
 
 def test_missing_cupy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=r"needs CuPy.*pip install 'aegis-dask\[cuda13\]'"):
+    with pytest.raises(BackendError, match=r"needs CuPy.*pip install '\.\[cuda13\]'"):
         device.require_cupy()
 
 
@@ -140,7 +140,7 @@ def test_more_workers_than_gpus_share_them(two_gpus: None) -> None:
 
 def test_what_a_gpu_cluster_lacks_is_said(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
-    with pytest.raises(ClusterError, match=r"needs dask-cuda.*aegis-dask\[cuda13\]"):
+    with pytest.raises(ClusterError, match=r"needs dask-cuda.*\.\[cuda13\]"):
         Executor.cuda()
     with pytest.raises(ClusterError, match="0 workers were asked for"):
         Executor.cuda(0)

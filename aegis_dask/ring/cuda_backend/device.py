@@ -20,7 +20,7 @@ OPTIONS = ("-std=c++17", "--extra-device-vectorization")
 OWN_STREAMS = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
 KEY_PARTS = 2
 """A half of the GPU's memory may hold evaluation keys, unless it is configured."""
-INSTALL = "pip install 'aegis-dask[cuda13]' (or cuda12, as 'nvidia-smi' says)"
+INSTALL = "pip install '.[cuda13]' in a checkout (or cuda12, as 'nvidia-smi' says)"
 
 
 @cache
